@@ -1,19 +1,19 @@
 """The errors a user can act on, each with the exit code that the command line returns.
 
-    KtError                     1
-    ├── InputError              1  a record file, a prompt or an option's value is wrong: file, line or id, what to do
-    ├── ConfigError             1  a YAML config is wrong: file, key, what to do
-    ├── PromptError             1  a prompt file is wrong, or a record lacks a field that the prompt names
-    ├── CacheError              1  the cache file is corrupt, locked, newer than this program, or cannot be written
-    ├── OutputError             1  an output cannot be written: permissions, full disk
-    ├── BackendError            1  a server cannot be reached or answers what no completion can be made of
-    │   ├── Unavailable         1  refused, timed out, 5xx after retries: the fallback may answer instead
-    │   └── Refused             1  401, 403, 404, 400: asking again or elsewhere will not help
-    ├── BudgetError             1  the next call could pass --max-cost
-    ├── EngineError             1  a local engine did not start, or died
-    ├── TrainingError           1  training cannot start or go on: data, adapter, NaN loss, memory
-    ├── MissError               3  replay found completions missing
-    └── OfflineError            3  --offline met an address or a model that is not on this machine
+KtError                     1
+├── InputError              1  a record file, a prompt or an option's value is wrong: file, line or id, what to do
+├── ConfigError             1  a YAML config is wrong: file, key, what to do
+├── PromptError             1  a prompt file is wrong, or a record lacks a field that the prompt names
+├── CacheError              1  the cache file is corrupt, locked, newer than this program, or cannot be written
+├── OutputError             1  an output cannot be written: permissions, full disk
+├── BackendError            1  a server cannot be reached or answers what no completion can be made of
+│   ├── Unavailable         1  refused, timed out, 5xx after retries: the fallback may answer instead
+│   └── Refused             1  401, 403, 404, 400: asking again or elsewhere will not help
+├── BudgetError             1  the next call could pass --max-cost
+├── EngineError             1  a local engine did not start, or died
+├── TrainingError           1  training cannot start or go on: data, adapter, NaN loss, memory
+├── MissError               3  replay found completions missing
+└── OfflineError            3  --offline met an address or a model that is not on this machine
 """
 
 
