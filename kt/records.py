@@ -241,6 +241,21 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def follow(first: Iterable[Record], *others: Iterable[Record]) -> Iterator[tuple[Record, *tuple[Record | None, ...]]]:
+    """Read files side by side: each record of the first with those of the same id in the others, or None.
+
+    The others stand in the first one's order and lack only what was rejected on its way.
+    """
+    streams = [iter(records) for records in others]
+    heads: list[Record | None] = [next(stream, None) for stream in streams]
+    for record in first:
+        found: list[Record | None] = [None] * len(streams)
+        for place, head in enumerate(heads):
+            if head is not None and head["id"] == record["id"]:
+                found[place], heads[place] = head, next(streams[place], None)
+        yield (record, *found)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Any]:
     """Open a binary file that takes its name only when the block ends well; OutputError on a full or read-only disk."""

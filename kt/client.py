@@ -1,0 +1,337 @@
+"""Completions, cache first, then from an endpoint: single flight, leases, budget; committed before anyone sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import orjson
+
+from kt.cache import LEASE_SECONDS, Cache, Row, explain, now, put_rows
+from kt.endpoint import Answer, TooLong
+from kt.errors import BackendError, BudgetError, Unavailable
+from kt.request import Completion, Request, canonical, chat, key_of
+
+Result = TypeVar("Result")
+
+CANARY = chat([{"role": "user", "content": "Count from one to ten in words."}], {"max_tokens": 8, "seed": 0, "temperature": 0})
+"""A fixed question; other words in answer to it mean other weights under the same name."""
+
+
+class Backend(Protocol):
+    """What answers requests: an HTTP endpoint, or a model in this process. `send` raises Unavailable or Refused."""
+
+    model: str
+    revision: str
+    engine: str
+    engine_version: str
+    fallback: bool
+    weights_known: bool
+
+    @property
+    def down(self) -> bool: ...
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float: ...
+    async def send(self, request: Request) -> Answer: ...
+    async def close(self) -> None: ...
+
+
+class Asked(NamedTuple):
+    """A request addressed to one backend, with the key of its answer."""
+
+    backend: Backend
+    request: Request
+    canonical: bytes
+    key: str
+
+
+@dataclass
+class Counters:
+    """What happened since the client was opened, for the display and the last line."""
+
+    sent: int = 0
+    hits: int = 0
+    fallback: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+@dataclass
+class Client:
+    """Asks `backends` in order, through the cache. Use as a context manager; `run` drives its coroutines."""
+
+    cache: Cache
+    backends: Sequence[Backend]
+    workers: int = 64
+    max_cost: float | None = None
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        self._writer = _GroupCommit(self.cache)
+        self._flights: dict[str, asyncio.Future[Completion]] = {}
+        self._checked: dict[str, asyncio.Future[None]] = {}
+        self._validators: dict[bytes, Callable[[Any], bool]] = {}
+        self._reserved = 0.0
+        self._settled = asyncio.Event()
+        self._runner: asyncio.Runner | None = None
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    def address(self, backend: Backend, request: Request) -> Asked:
+        """Name the answer that this backend would give to this request."""
+        text = canonical(request, backend.model, backend.revision)
+        return Asked(backend, request, text, key_of(text))
+
+    def lookup(self, backend: Backend, request: Request) -> Completion | None:
+        """Return what the cache holds for a request, whatever its status; sends nothing."""
+        return self.cache.get(key_of(canonical(request, backend.model, backend.revision)))
+
+    async def fetch(self, asked: Asked) -> Completion:
+        """Return a completion from the cache, or ask for it, once, however many ask for it here or in other processes."""
+        found = self.cache.get(asked.key)
+        if found is not None:
+            self.counters.hits += 1
+            return found
+        flight = self._flights.get(asked.key)
+        if flight is None:
+            flight = self._flights[asked.key] = asyncio.ensure_future(self._ask(asked))
+            flight.add_done_callback(lambda _: self._flights.pop(asked.key, None))
+            return await flight
+        return await asyncio.shield(flight)
+
+    async def _ask(self, asked: Asked) -> Completion:
+        if not asked.backend.weights_known:
+            await self._check_weights(asked.backend)
+        pause = 0.01
+        while not await self._writer.claim(asked.key):  # another process is asking: wait for its answer, or its death
+            found = self.cache.get(asked.key)
+            if found is not None:
+                self.counters.hits += 1
+                return found
+            await asyncio.sleep(pause)
+            pause = min(0.25, pause * 1.5)
+        try:
+            row = await self._send(asked)
+            await self._writer.put(row)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.cache.release([asked.key])
+            raise
+        return row.completion()
+
+    async def _send(self, asked: Asked) -> Row:
+        backend, request = asked.backend, asked.request
+        estimate = backend.cost(len(asked.canonical) // 2, int(request.body.get("max_tokens", 1)))
+        await self._reserve(estimate)
+        spent = 0.0
+        try:
+            answer = self._judge(request, await backend.send(request))
+            spent = backend.cost(answer.prompt_tokens, answer.completion_tokens)
+        except TooLong as problem:
+            said = orjson.dumps({"error": str(problem)}).decode()
+            answer = Answer(said, str(problem), "too-long", "", backend.model, 0, 0, 0.0)
+        finally:
+            self._settle(estimate)
+        self._count(backend, answer, spent)
+        return _row(asked, answer, spent)
+
+    def _judge(self, request: Request, answer: Answer) -> Answer:
+        """Mark an answer that breaks the schema it was asked for."""
+        if request.schema is None or answer.status != "ok":
+            return answer
+        name = orjson.dumps(request.schema)
+        is_valid = self._validators.get(name)
+        if is_valid is None:
+            import jsonschema_rs
+
+            is_valid = self._validators[name] = jsonschema_rs.validator_for(dict(request.schema)).is_valid
+        try:
+            valid = is_valid(orjson.loads(answer.text))
+        except orjson.JSONDecodeError:
+            valid = False
+        return answer if valid else answer._replace(status="invalid")
+
+    def _count(self, backend: Backend, answer: Answer, spent: float) -> None:
+        counters = self.counters
+        counters.sent += 1
+        counters.fallback += backend.fallback
+        counters.prompt_tokens += answer.prompt_tokens
+        counters.completion_tokens += answer.completion_tokens
+        counters.cost += spent
+
+    # ---- money -------------------------------------------------------------------------------------------------------
+
+    async def _reserve(self, estimate: float) -> None:
+        """Wait until the most that a call may cost fits under max_cost, or stop."""
+        if self.max_cost is None or not estimate:
+            return
+        while self.counters.cost + self._reserved + estimate > self.max_cost:
+            if not self._reserved:
+                raise BudgetError(
+                    f"stopped at ${self.counters.cost:.4f}: the next call could cost ${estimate:.4f} and pass --max-cost"
+                    f" {self.max_cost:g}; everything received is kept: raise --max-cost and run again"
+                )
+            self._settled.clear()
+            await self._settled.wait()
+        self._reserved += estimate
+
+    def _settle(self, estimate: float) -> None:
+        if self.max_cost is not None and estimate:
+            self._reserved = max(0.0, self._reserved - estimate)
+            if self._reserved < 1e-12:
+                self._reserved = 0.0
+            self._settled.set()
+
+    # ---- the same name, other weights --------------------------------------------------------------------------------
+
+    async def _check_weights(self, backend: Backend) -> None:
+        name = f"{backend.model}\0{backend.revision}"
+        check = self._checked.get(name)
+        if check is None or (check.done() and (check.cancelled() or check.exception())):
+            check = self._checked[name] = asyncio.ensure_future(self._ask_canary(backend))
+        await asyncio.shield(check)
+
+    async def _ask_canary(self, backend: Backend) -> None:
+        before = self.cache.canary(backend.model, backend.revision)
+        if backend.fallback:  # a hosted model changes under its name; what answered is on every record
+            if before is None:
+                self.cache.remember_model(backend.model, backend.revision, "")
+            return
+        try:
+            said = (await backend.send(CANARY)).text
+        except TooLong:
+            said = ""
+        if before is None:
+            self.cache.remember_model(backend.model, backend.revision, said)
+        elif before != said:
+            raise BackendError(
+                f"the server's model {backend.model!r} is not the one that filled {self.cache.path}: to a fixed question it"
+                f" answers {said!r}, then it was {before!r}. Give --revision NAME to keep these weights apart, or serve"
+                " the earlier ones"
+            )
+
+    # ---- running -----------------------------------------------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Drive a coroutine to its end on this client's loop, keeping leases alive meanwhile."""
+        if self._runner is None:
+            self._runner = asyncio.Runner(loop_factory=_loop_factory())
+        return self._runner.run(self._with_heartbeat(work))
+
+    async def _with_heartbeat(self, work: Coroutine[Any, Any, Result]) -> Result:
+        beat = asyncio.ensure_future(self._beat())
+        try:
+            return await work
+        finally:
+            beat.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            self.cache.heartbeat()
+
+    def close(self) -> None:
+        """Close connections and the loop; the cache is its opener's to close."""
+        if self._runner is not None:
+            for backend in self.backends:
+                self._runner.run(backend.close())
+            self._runner.close()
+            self._runner = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def unavailable(problem: Unavailable, fallback_allowed: bool) -> Unavailable:
+    """Add to a failure what the user can do next."""
+    todo = "start the server (or give --base-url)" + ("" if fallback_allowed else ", or allow --fallback openai")
+    return Unavailable(f"no model answers: {problem}; {todo} and run the same command again: every answer received is kept")
+
+
+def _row(asked: Asked, answer: Answer, spent: float) -> Row:
+    request, backend = asked.request, asked.backend
+    return Row(
+        asked.key,
+        request.kind,
+        backend.model,
+        backend.revision,
+        request.sample,
+        request.prompt,
+        request.prompt_hash,
+        answer.status,
+        answer.text,
+        answer.finish_reason,
+        answer.answered_by,
+        backend.engine,
+        backend.engine_version,
+        answer.prompt_tokens,
+        answer.completion_tokens,
+        spent,
+        round(answer.latency, 4),
+        now(),
+        asked.canonical.decode(),
+        answer.response,
+    )
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows
+        return None
+    return uvloop.new_event_loop
+
+
+class _GroupCommit:
+    """Writes of one turn of the loop go to disk in one transaction; each caller goes on once it is committed."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.rows: list[tuple[Row, asyncio.Future[None]]] = []
+        self.claims: list[tuple[str, asyncio.Future[bool]]] = []
+        self.scheduled = False
+
+    def put(self, row: Row) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._schedule()
+        self.rows.append((row, future))
+        return future
+
+    def claim(self, key: str) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = self._schedule()
+        self.claims.append((key, future))
+        return future
+
+    def _schedule(self) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        if not self.scheduled:
+            self.scheduled = True
+            loop.call_soon(self._flush)
+        return loop.create_future()
+
+    def _flush(self) -> None:
+        rows, claims = self.rows, self.claims
+        self.rows, self.claims, self.scheduled = [], [], False
+        try:
+            with self.cache.writing() as db:
+                put_rows(db, [row for row, _ in rows])
+                won = [self.cache.claim(db, key) for key, _ in claims]
+        except Exception as error:
+            problem = explain(self.cache.path, error) if isinstance(error, sqlite3.Error) else error
+            waiting: list[asyncio.Future[Any]] = [*(future for _, future in rows), *(future for _, future in claims)]
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(problem)
+            return
+        for _, written in rows:
+            if not written.done():
+                written.set_result(None)
+        for (_, claimed), result in zip(claims, won, strict=True):
+            if not claimed.done():
+                claimed.set_result(result)

@@ -1,0 +1,324 @@
+"""One OpenAI-compatible model behind one or several URLs: HTTP, balancing, retries, rate limits, breaker.
+
+aiohttp rather than the openai package: it makes an order of magnitude more calls a second (bench/first_run.py), and the
+four fields read from an answer need no client library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from kt.errors import InputError, Refused, Unavailable
+from kt.request import Request
+
+Dialect = Literal["vllm", "llama-cpp", "openai"]
+
+CONNECT_SECONDS = 1.5
+"""A network that swallows packets may cost a command this long once, not once a call."""
+COOL_DOWN_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 300.0
+MOST_RATE_LIMITS = 20
+
+_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_TOO_LONG = re.compile(
+    r"context (length|window)|maximum.{0,20}(length|tokens)|too (long|many tokens)|exceeds? .{0,40}context", re.I
+)
+
+
+class Answer(NamedTuple):
+    """What a backend said: the body as received and what matters in it. `status` is "ok" until judged otherwise."""
+
+    response: str
+    text: str
+    status: str
+    finish_reason: str
+    answered_by: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency: float
+
+
+@dataclass
+class Replica:
+    """One URL of an endpoint, with what is known of its health."""
+
+    url: str
+    in_flight: int = 0
+    down_since: float | None = None
+    problem: str = ""
+    paused_until: float = 0.0
+
+
+@dataclass
+class Endpoint:
+    """A model and where it is served; `send` asks it once and raises Unavailable or Refused when no answer can be had."""
+
+    dialect: Dialect
+    urls: list[str]
+    model: str
+    revision: str = ""
+    api_key: str = field(default="", repr=False)
+    fallback: bool = False
+    weights_known: bool = False  # `revision` is a fingerprint of the weights being served
+    timeout: float = 600.0
+    retries: int = 3
+    price_in: float = 0.0  # dollars per token
+    price_out: float = 0.0
+    engine: str = ""
+    engine_version: str = ""
+    asked_for_key: str = "KT_API_KEY"
+
+    def __post_init__(self) -> None:
+        if not self.api_key.isascii() or any(c in self.api_key for c in "\r\n\0"):
+            raise InputError(f"the API key in {self.asked_for_key} holds characters that cannot be sent")
+        self.replicas = [Replica(check_url(url)) for url in self.urls]
+        self._session: aiohttp.ClientSession | None = None
+        self._probes: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def down(self) -> bool:
+        """True while no URL of this endpoint answers."""
+        return all(replica.down_since is not None for replica in self.replicas)
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return dollars for tokens at this endpoint's price."""
+        return prompt_tokens * self.price_in + completion_tokens * self.price_out
+
+    async def send(self, request: Request) -> Answer:
+        """Ask until there is an answer, the retries are spent, or asking again cannot help."""
+        payload = orjson.dumps(wire_body(request, self.model, self.dialect))
+        path = _PATHS[request.kind]
+        failures = limits = 0
+        while True:
+            replica = await self._choose()
+            try:
+                return await self._post(replica, path, payload, request.kind)
+            except _RateLimited as limit:
+                limits += 1
+                if limits > MOST_RATE_LIMITS or limit.seconds > LONGEST_PAUSE_SECONDS:
+                    raise Unavailable(f"{replica.url}: rate limit (429), asked to wait {limit.seconds:.0f} s") from limit
+                replica.paused_until = max(replica.paused_until, time.monotonic() + limit.seconds)
+            except _Transient as problem:
+                failures += 1
+                if failures > self.retries:
+                    self._mark_down(replica, str(problem))
+                    raise Unavailable(f"{replica.url}: {problem}, {failures} times") from problem
+                await asyncio.sleep(min(8.0, 0.25 * 2**failures) * random.uniform(0.5, 1.0))
+            except _Unreachable as problem:
+                self._mark_down(replica, str(problem))
+
+    async def _choose(self) -> Replica:
+        """Return the healthy URL with the fewest calls in flight, waiting out a rate limit."""
+        while True:
+            healthy = [r for r in self.replicas if r.down_since is None]
+            if not healthy:
+                self._probe_later()
+                problems = "; ".join(f"{r.url}: {r.problem}" for r in self.replicas)
+                raise Unavailable(problems)
+            moment = time.monotonic()
+            ready = [r for r in healthy if r.paused_until <= moment]
+            if ready:
+                return min(ready, key=lambda r: r.in_flight)
+            await asyncio.sleep(min(r.paused_until for r in healthy) - moment)
+
+    async def _post(self, replica: Replica, path: str, payload: bytes, kind: str) -> Answer:
+        replica.in_flight += 1
+        started = time.monotonic()
+        try:
+            async with self._http().post(replica.url + path, data=payload, allow_redirects=False) as reply:
+                body = await reply.read()
+                status, kind_of_body, wait = reply.status, reply.content_type, reply.headers.get("Retry-After")
+        except aiohttp.ConnectionTimeoutError as error:
+            raise _Unreachable(f"no connection within {CONNECT_SECONDS} s") from error
+        except aiohttp.ClientConnectorError as error:
+            raise _Unreachable(f"connection failed ({error.os_error.strerror or type(error).__name__})") from error
+        except TimeoutError as error:
+            raise _Unreachable(f"no answer within {self.timeout:g} s (see --timeout)") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Transient(f"the connection broke off ({type(error).__name__})") from error
+        finally:
+            replica.in_flight -= 1
+        if status == 200:
+            return read_answer(body, kind, kind_of_body, time.monotonic() - started)
+        raise self._complaint(replica, status, body, kind_of_body, wait)
+
+    def _complaint(self, replica: Replica, status: int, body: bytes, kind: str, wait: str | None) -> Exception:
+        """Say what an HTTP error means: wait, try again, or give up."""
+        message = _message(body, kind)
+        if self.api_key:
+            message = message.replace(self.api_key, "***")
+        if status == 429 and "insufficient_quota" not in message:
+            return _RateLimited(_retry_after(wait))
+        if status in (400, 413, 422, 500) and _TOO_LONG.search(message):
+            return TooLong(message)
+        if status >= 500 or status in (408, 409, 425):
+            return _Transient(f"HTTP {status}: {message}")
+        advice = {
+            401: f"is the key in {self.asked_for_key} right?",
+            403: f"may the key in {self.asked_for_key} use this model?",
+            404: f"does it serve {self.model!r}, and does --base-url end in /v1?",
+        }.get(status, "the request is not one that this server takes")
+        return Refused(f"{replica.url}: HTTP {status}: {message}; {advice}")
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+            if self.api_key:
+                headers["Authorization"] = f"Bearer {self.api_key}"
+            limits = aiohttp.ClientTimeout(total=self.timeout, connect=None, sock_connect=CONNECT_SECONDS)
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=headers, timeout=limits, auto_decompress=True, trust_env=False
+            )
+        return self._session
+
+    def _mark_down(self, replica: Replica, problem: str) -> None:
+        if replica.down_since is None:
+            replica.down_since, replica.problem = time.monotonic(), problem
+
+    def _probe_later(self) -> None:
+        """Look in the background whether a URL that was down answers again: no call waits for it."""
+        for replica in self.replicas:
+            waited = time.monotonic() - (replica.down_since or 0.0)
+            running = self._probes.get(replica.url)
+            if waited > COOL_DOWN_SECONDS and (running is None or running.done()):
+                self._probes[replica.url] = asyncio.create_task(self._probe(replica))
+
+    async def _probe(self, replica: Replica) -> None:
+        try:
+            timeout = aiohttp.ClientTimeout(total=COOL_DOWN_SECONDS)
+            async with self._http().get(replica.url + "/models", timeout=timeout, allow_redirects=False) as reply:
+                if reply.status < 500:
+                    replica.down_since = None
+                    return
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            pass
+        replica.down_since = time.monotonic()
+
+    async def close(self) -> None:
+        """End probes and connections."""
+        for probe in self._probes.values():
+            probe.cancel()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+class _Unreachable(Exception):
+    """Nobody there: this URL is out, another may be tried at once."""
+
+
+class _Transient(Exception):
+    """The server failed at this call: worth another try after a pause."""
+
+
+class _RateLimited(Exception):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class TooLong(Exception):
+    """The request is longer than the model's context: kept as a rejected completion, no other request suffers."""
+
+
+def check_url(url: str) -> str:
+    """Return a base URL without a closing slash; InputError for what is no HTTP URL or carries a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--base-url {url}: not an HTTP address; give for example http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise InputError(f"--base-url {parts.hostname}: put no key or password into the URL; use KT_API_KEY")
+    return url.rstrip("/")
+
+
+def wire_body(request: Request, model: str, dialect: Dialect) -> dict[str, Any]:
+    """Return the JSON body as this dialect wants it: `json_schema`, or llama.cpp's `json_object` with a schema."""
+    body = {"model": model, **request.body}
+    if request.schema is not None:
+        if dialect == "llama-cpp":
+            body["response_format"] = {"type": "json_object", "schema": request.schema}
+        else:
+            named = {"name": (request.prompt or "answer").replace("-", "_"), "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+    return body
+
+
+def read_answer(body: bytes, kind: str, content_type: str, latency: float) -> Answer:
+    """Read the four things needed of a 200 reply; a reply that is no completion is a failure worth another try."""
+    try:
+        reply = orjson.loads(body)
+        choice = reply["choices"][0]
+        content = choice["message"].get("content") if kind == "chat" else _prompt_logprobs(choice)
+        refusal = choice["message"].get("refusal") if kind == "chat" else None
+        usage = reply.get("usage") or {}
+        finish = choice.get("finish_reason") or ""
+        text = content or ""
+        return Answer(
+            body.decode(),
+            text,
+            _status(text, finish, refusal, kind),
+            finish,
+            reply.get("model") or "",
+            usage.get("prompt_tokens") or 0,
+            usage.get("completion_tokens") or 0,
+            latency,
+        )
+    except (orjson.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+        start = body[:60].decode("utf-8", "replace").strip()
+        advice = "is --base-url an OpenAI-compatible server's, ending in /v1?"
+        raise _Transient(f"answered {content_type or 'something'} that is no completion ({start!r}); {advice}") from error
+
+
+def _prompt_logprobs(choice: Mapping[str, Any]) -> str:
+    """Return the prompt's log-probabilities as JSON: they are what a request of kind `completions` is for."""
+    if not choice.get("prompt_logprobs"):
+        raise Refused("the server gives no prompt_logprobs, which only vLLM does: give --scorer PATH, or --difficulty all")
+    return orjson.dumps(choice["prompt_logprobs"]).decode()
+
+
+def _status(text: str, finish: str, refusal: Any, kind: str) -> str:
+    if refusal or finish == "content_filter":
+        return "refused"
+    if kind == "completions":  # asked for log-probabilities, not for words
+        return "ok"
+    if not text.strip():
+        return "empty"
+    return "truncated" if finish == "length" else "ok"
+
+
+def _message(body: bytes, content_type: str) -> str:
+    """Find the sentence in an error body."""
+    try:
+        found: Any = orjson.loads(body)
+        for name in ("error", "message", "detail"):
+            if isinstance(found, Mapping) and name in found:
+                found = found[name]
+        text = found if isinstance(found, str) else orjson.dumps(found).decode()
+    except orjson.JSONDecodeError:
+        text = f"{content_type}: {body[:80].decode('utf-8', 'replace').strip()!r}"
+    return " ".join(text.split())[:300]
+
+
+def _retry_after(value: str | None) -> float:
+    if not value:
+        return 2.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 2.0
