@@ -19,7 +19,7 @@ from kt.request import Completion, Request, canonical, chat, key_of
 Result = TypeVar("Result")
 
 CANARY = chat([{"role": "user", "content": "Count from one to ten in words."}], {"max_tokens": 8, "seed": 0, "temperature": 0})
-"""A fixed question; other words in answer to it mean other weights under the same name."""
+"""A fixed question, asked once a run of a server whose weights cannot be seen: another answer means other weights."""
 
 
 class Backend(Protocol):
@@ -104,8 +104,7 @@ class Client:
         return await asyncio.shield(flight)
 
     async def _ask(self, asked: Asked) -> Completion:
-        if not asked.backend.weights_known:
-            await self._check_weights(asked.backend)
+        await self._check_weights(asked.backend)
         pause = 0.01
         while not await self._writer.claim(asked.key):  # another process is asking: wait for its answer, or its death
             found = self.cache.get(asked.key)
@@ -191,15 +190,16 @@ class Client:
     async def _check_weights(self, backend: Backend) -> None:
         name = f"{backend.model}\0{backend.revision}"
         check = self._checked.get(name)
-        if check is None or (check.done() and (check.cancelled() or check.exception())):
+        if check is not None and check.done() and not check.cancelled() and check.exception() is None:
+            return
+        if check is None or check.done():
             check = self._checked[name] = asyncio.ensure_future(self._ask_canary(backend))
         await asyncio.shield(check)
 
     async def _ask_canary(self, backend: Backend) -> None:
         before = self.cache.canary(backend.model, backend.revision)
-        if backend.fallback:  # a hosted model changes under its name; what answered is on every record
-            if before is None:
-                self.cache.remember_model(backend.model, backend.revision, "")
+        if backend.fallback or backend.weights_known:  # what a hosted model's name stands for is on every record
+            self.cache.remember_model(backend.model, backend.revision, None)
             return
         try:
             said = (await backend.send(CANARY)).text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kt.augment import asker, facts_of, step_config, text_of
 from kt.pipeline import BadAnswer, Reject, Step
@@ -71,7 +71,7 @@ def shuffle(seed: int) -> Step:
     return Step("shuffle", lambda _: (), parse, {"seed": seed})
 
 
-def pairs(facts: Iterable[Record], better: Iterable[Record], worse: dict[str, Iterable[Record]]) -> Iterator[Record]:
+def pairs(facts: Iterable[Record], better: Iterable[Record], worse: Mapping[str, Iterable[Record]]) -> Iterator[Record]:
     """Yield every item's pairs, aspect by aspect: {"id", "item", "aspect", "prompt", "chosen", "rejected"}.
 
     `worse` holds for each aspect records with "answer". All inputs stand in the order of `facts`; an item that lacks an

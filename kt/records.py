@@ -241,7 +241,7 @@ def read_jsonl(path: str | Path) -> Iterator[Record]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def follow(first: Iterable[Record], *others: Iterable[Record]) -> Iterator[tuple[Record, *tuple[Record | None, ...]]]:
+def follow(first: Iterable[Record], *others: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     """Read files side by side: each record of the first with those of the same id in the others, or None.
 
     The others stand in the first one's order and lack only what was rejected on its way.

@@ -1,0 +1,78 @@
+"""The command line: parse, one call, print. Only click is loaded until a command is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from kt import __version__
+
+COMMANDS = {
+    "build-data": ("kt.cli.build", "Build the training sets of both stages from a question-answer file."),
+    "cache": ("kt.cli.cache", "Look into, carry, join and check the file that keeps every completion."),
+    "check": ("kt.cli.check", "Check configs, prompts and data without a network."),
+    "doctor": ("kt.cli.doctor", "Say what this machine can run, and what is missing."),
+    "prompt": ("kt.cli.prompt", "List and show the prompts as they are sent."),
+    "serve": ("kt.cli.serve", "Serve a local model as an OpenAI-compatible endpoint."),
+}
+"""Every command with its module and its line in the help, so that `kt --help` imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the one command that is asked for."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="kt")
+def kt() -> None:
+    """Make a language model know its subject better, offline (KnowTuning).
+
+    \b
+    For example, with a vLLM server on this machine:
+      kt build-data --backend vllm --base-url http://127.0.0.1:8000/v1 --model m \\
+          --data qa.json --difficulty all --out runs/x
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; an error that the user can act on is one sentence and its exit code."""
+    try:
+        return kt.main(args=args, prog_name="kt", standalone_mode=True)
+    except KeyboardInterrupt:
+        click.echo("\nkt: stopped; everything received is kept: run the same command again to go on", err=True)
+        _leave(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _leave(1)
+    except Exception as error:
+        from kt.errors import KtError
+
+        if not isinstance(error, KtError):
+            raise
+        click.echo(f"kt: {error}", err=True)
+        _leave(error.exit_code)
+
+
+def _leave(code: int) -> None:
+    sys.exit(code)

@@ -1,0 +1,95 @@
+"""The training sets as other tools read them: TRL JSONL, Alpaca and ranking JSON with LLaMA-Factory's dataset_info.json."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kt.compare import pairs
+from kt.records import Record, follow, json_list_writer, jsonl_writer, read_jsonl, write_json
+
+
+def write_sets(out: Path, worse: Mapping[str, Path]) -> dict[str, int]:
+    """Write out/sets/ from the steps' records and return the number of rows of each set.
+
+    facts.jsonl: every fact with its perplexity and whether it was kept. sft: D. ka: D and the fine-grained pairs (q*, a*).
+    kc: better and worse answers, one row an aspect. `worse` names, by aspect, the records holding the worse answers.
+    """
+    sets = out / "sets"
+    counts = {
+        "facts": _write_facts(out, sets / "facts.jsonl"),
+        "sft": _write_answers(sets, "sft", _originals(out)),
+        "ka": _write_answers(sets, "ka", _augmented(out)),
+    }
+    counts |= _write_pairs(out, sets, worse)
+    write_json(sets / "dataset_info.json", _dataset_info(worse))
+    return counts
+
+
+def _step(out: Path, name: str) -> Iterator[Record]:
+    path = out / name / "records.jsonl"
+    return read_jsonl(path) if path.exists() else iter(())
+
+
+def _write_facts(out: Path, path: Path) -> int:
+    scores = _step(out, "score") if (out / "score" / "manifest.json").exists() else iter(())
+    count = 0
+    with jsonl_writer(path) as write:
+        for record, scored, chosen in follow(_step(out, "extract"), scores, _step(out, "choose")):
+            found = {"perplexities": scored["perplexities"]} if scored else {}
+            write({**record, **found, "kept": chosen["kept"] if chosen else []})
+            count += 1
+    return count
+
+
+def _originals(out: Path) -> Iterator[Record]:
+    for item in _step(out, "items"):
+        yield {"id": item["id"], "prompt": item["question"], "completion": item["answer"]}
+
+
+def _augmented(out: Path) -> Iterator[Record]:
+    yield from _originals(out)
+    for fine in _step(out, "rewrite-answer"):
+        yield {"id": f"{fine['id']}/fine", "prompt": fine["question"], "completion": fine["answer"]}
+
+
+def _write_answers(sets: Path, name: str, rows: Iterator[Record]) -> int:
+    count = 0
+    with jsonl_writer(sets / f"{name}.jsonl") as trl, json_list_writer(sets / f"{name}.alpaca.json") as alpaca:
+        for row in rows:
+            trl(row)
+            alpaca({"instruction": row["prompt"], "input": "", "output": row["completion"]})
+            count += 1
+    return count
+
+
+def _write_pairs(out: Path, sets: Path, worse: Mapping[str, Path]) -> dict[str, int]:
+    counts = {"kc": 0, **{f"kc-{aspect}": 0 for aspect in worse}}
+    with contextlib.ExitStack() as stack:
+        trl = {name: stack.enter_context(jsonl_writer(sets / f"{name}.jsonl")) for name in counts}
+        ranking = {name: stack.enter_context(json_list_writer(sets / f"{name}.ranking.json")) for name in counts}
+        answers = {aspect: read_jsonl(path) for aspect, path in worse.items()}
+        for pair in pairs(_step(out, "extract"), _step(out, "rephrase"), answers):
+            for name in ("kc", f"kc-{pair['aspect']}"):
+                trl[name](pair)
+                ranking[name](_ranking(pair))
+                counts[name] += 1
+    return counts
+
+
+def _ranking(pair: Record) -> Record:
+    """Both spellings of a ranked pair: LLaMA-Factory's of today, and the list of the paper's release."""
+    both = {"chosen": pair["chosen"], "rejected": pair["rejected"]}
+    return {"instruction": pair["prompt"], "input": "", "output": list(both.values()), **both}
+
+
+def _dataset_info(worse: Mapping[str, Path]) -> dict[str, Any]:
+    plain = {name: {"file_name": f"{name}.alpaca.json"} for name in ("sft", "ka")}
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    ranked = {
+        name: {"file_name": f"{name}.ranking.json", "ranking": True, "columns": columns}
+        for name in ("kc", *(f"kc-{aspect}" for aspect in worse))
+    }
+    return {**plain, **ranked}
