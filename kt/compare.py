@@ -79,7 +79,7 @@ def pairs(facts: Iterable[Record], better: Iterable[Record], worse: Mapping[str,
     """
     for record, good, *bad in follow(facts, better, *worse.values()):
         for aspect, rejected in zip(worse, bad, strict=True):
-            if good and rejected and _plain(good["answer"]) != _plain(rejected["answer"]):
+            if good and rejected and not _same_words(good["answer"], rejected["answer"]):
                 pair = {"id": f"{record['id']}/{aspect}", "item": record["id"], "aspect": aspect}
                 yield {**pair, "prompt": record["question"], "chosen": good["answer"], "rejected": rejected["answer"]}
 
@@ -93,6 +93,10 @@ def _several(record: Record) -> list[str]:
 
 def _disturbed(record: Record, facts: list[str]) -> Record:
     return {"id": record["id"], "question": record["question"], "facts": facts, "answer": " ".join(facts)}
+
+
+def _same_words(one: str, other: str) -> bool:
+    return one[:1].casefold() == other[:1].casefold() and _plain(one) == _plain(other)
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
 """One OpenAI-compatible model behind one or several URLs: HTTP, balancing, retries, rate limits, breaker.
 
 aiohttp rather than the openai package: it makes an order of magnitude more calls a second (bench/first_run.py), and the
-four fields read from an answer need no client library.
+four fields read from an answer need no client library. It is imported at the first call: a replay makes none.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 
 from kt.errors import InputError, Refused, Unavailable
 from kt.request import Request
+
+if TYPE_CHECKING:
+    import aiohttp
 
 Dialect = Literal["vllm", "llama-cpp", "openai"]
 
@@ -133,6 +135,8 @@ class Endpoint:
             await asyncio.sleep(min(r.paused_until for r in healthy) - moment)
 
     async def _post(self, replica: Replica, path: str, payload: bytes, kind: str) -> Answer:
+        import aiohttp
+
         replica.in_flight += 1
         started = time.monotonic()
         try:
@@ -172,6 +176,8 @@ class Endpoint:
         return Refused(f"{replica.url}: HTTP {status}: {message}; {advice}")
 
     def _http(self) -> aiohttp.ClientSession:
+        import aiohttp
+
         if self._session is None:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
             if self.api_key:
@@ -196,6 +202,8 @@ class Endpoint:
                 self._probes[replica.url] = asyncio.create_task(self._probe(replica))
 
     async def _probe(self, replica: Replica) -> None:
+        import aiohttp
+
         try:
             timeout = aiohttp.ClientTimeout(total=COOL_DOWN_SECONDS)
             async with self._http().get(replica.url + "/models", timeout=timeout, allow_redirects=False) as reply:

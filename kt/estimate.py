@@ -12,7 +12,7 @@ from kt.backends import writers
 from kt.cache import Cache
 from kt.client import Client
 from kt.config import BuildConfig, find_shipped
-from kt.endpoint import wire_body
+from kt.endpoint import Dialect, wire_body
 from kt.pipeline import Done, Missing, Rejected, Step, outcome
 from kt.prices import price_of
 from kt.prompts import load_prompts
@@ -86,21 +86,24 @@ def _cache(config: BuildConfig) -> Cache:
 
 def _walk(item: Record, steps: list[Step], plan: Estimate, client: Client, config: BuildConfig) -> None:
     extract, question, answer, *others = steps
-    facts = _ask(extract, item, plan, client, item["answer"]) or {**item, "facts": _SENTENCE.split(item["answer"].strip())}
+    facts = _ask(extract, item, plan, client, item["answer"], config) or {
+        **item,
+        "facts": _SENTENCE.split(item["answer"].strip()),
+    }
     count = max(1, round(len(facts["facts"]) * (1 if config.difficulty.mode == "all" else config.difficulty.share)))
     chosen = {"id": item["id"], "question": item["question"], "facts": facts["facts"][:count]}
-    fine = _ask(question, chosen, plan, client, item["question"]) or chosen
-    _ask(answer, fine, plan, client, " ".join(chosen["facts"]))
+    fine = _ask(question, chosen, plan, client, item["question"], config) or chosen
+    _ask(answer, fine, plan, client, " ".join(chosen["facts"]), config)
     for step in others:
-        _ask(step, facts, plan, client, " ".join(facts["facts"]))
+        _ask(step, facts, plan, client, " ".join(facts["facts"]), config)
 
 
-def _ask(step: Step, record: Record, plan: Estimate, client: Client, expected: str) -> Record | None:
+def _ask(step: Step, record: Record, plan: Estimate, client: Client, expected: str, config: BuildConfig) -> Record | None:
     """Count a step's calls for a record; return what the cached answer makes of it, or None."""
     estimate = next(one for one in plan.steps if one.name == step.name)
     found = outcome(step, record, client)
     if not plan.first_request:
-        dialect = getattr(client.backends[0], "dialect", getattr(client.backends[0], "engine", "openai"))
+        dialect: Dialect = "llama-cpp" if config.backend == "llama-cpp" else "openai"
         plan.first_request = wire_body(step.requests(record)[0], client.backends[0].model, dialect)
     if isinstance(found, Missing):
         estimate.calls += len(found.asked)

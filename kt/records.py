@@ -258,15 +258,16 @@ def follow(first: Iterable[Record], *others: Iterable[Record]) -> Iterator[tuple
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Any]:
-    """Open a binary file that takes its name only when the block ends well; OutputError on a full or read-only disk."""
+    """Open a binary file that takes its name only when the block ends well; OutputError on a full or read-only disk.
+
+    Not synced to the disk: whatever a power cut takes is made again from the cache.
+    """
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb", buffering=1 << 18) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
         draft.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -309,18 +310,19 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def json_list_writer(path: str | Path) -> Iterator[Callable[[Record], None]]:
-    """Give a function that appends one record to a JSON list, which appears whole or not at all."""
+def json_list_writer(path: str | Path) -> Iterator[Callable[[bytes], None]]:
+    """Give a function that appends one record, encoded, to a JSON list, which appears whole or not at all."""
     with atomic_file(path) as stream:
-        separator = b"["
+        separator = b"[\n"
 
-        def write(record: Record) -> None:
+        def write(record: bytes) -> None:
             nonlocal separator
-            stream.write(separator + b"\n" + orjson.dumps(record))
-            separator = b","
+            stream.write(separator)
+            stream.write(record)
+            separator = b",\n"
 
         yield write
-        stream.write(b"[]\n" if separator == b"[" else b"\n]\n")
+        stream.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
 
 def file_hash(path: str | Path) -> str:

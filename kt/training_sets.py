@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from kt.compare import pairs
-from kt.records import Record, follow, json_list_writer, jsonl_writer, read_jsonl, write_json
+from kt.records import Record, atomic_file, follow, json_list_writer, jsonl_writer, read_jsonl, write_json
 
 
 def write_sets(out: Path, worse: Mapping[str, Path]) -> dict[str, int]:
@@ -60,7 +62,7 @@ def _write_answers(sets: Path, name: str, rows: Iterator[Record]) -> int:
     with jsonl_writer(sets / f"{name}.jsonl") as trl, json_list_writer(sets / f"{name}.alpaca.json") as alpaca:
         for row in rows:
             trl(row)
-            alpaca({"instruction": row["prompt"], "input": "", "output": row["completion"]})
+            alpaca(orjson.dumps({"instruction": row["prompt"], "input": "", "output": row["completion"]}))
             count += 1
     return count
 
@@ -68,21 +70,20 @@ def _write_answers(sets: Path, name: str, rows: Iterator[Record]) -> int:
 def _write_pairs(out: Path, sets: Path, worse: Mapping[str, Path]) -> dict[str, int]:
     counts = {"kc": 0, **{f"kc-{aspect}": 0 for aspect in worse}}
     with contextlib.ExitStack() as stack:
-        trl = {name: stack.enter_context(jsonl_writer(sets / f"{name}.jsonl")) for name in counts}
+        trl = {name: stack.enter_context(atomic_file(sets / f"{name}.jsonl")) for name in counts}
         ranking = {name: stack.enter_context(json_list_writer(sets / f"{name}.ranking.json")) for name in counts}
         answers = {aspect: read_jsonl(path) for aspect, path in worse.items()}
         for pair in pairs(_step(out, "extract"), _step(out, "rephrase"), answers):
+            line, ranked = orjson.dumps(pair, option=orjson.OPT_APPEND_NEWLINE), orjson.dumps(_ranking(pair))
             for name in ("kc", f"kc-{pair['aspect']}"):
-                trl[name](pair)
-                ranking[name](_ranking(pair))
+                trl[name].write(line)
+                ranking[name](ranked)
                 counts[name] += 1
     return counts
 
 
 def _ranking(pair: Record) -> Record:
-    """Both spellings of a ranked pair: LLaMA-Factory's of today, and the list of the paper's release."""
-    both = {"chosen": pair["chosen"], "rejected": pair["rejected"]}
-    return {"instruction": pair["prompt"], "input": "", "output": list(both.values()), **both}
+    return {"instruction": pair["prompt"], "input": "", "chosen": pair["chosen"], "rejected": pair["rejected"]}
 
 
 def _dataset_info(worse: Mapping[str, Path]) -> dict[str, Any]:
