@@ -1,0 +1,116 @@
+"""Look over configs, prompts and data before anything is asked: what is wrong, and what is suspicious. No network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kt.config import BuildConfig, read_yaml, validate
+from kt.errors import ConfigError, KtError
+from kt.prompts import load_prompts
+from kt.records import read_items
+
+SHORT_ANSWER_WORDS = 10
+"""The paper keeps answers of at least this many words: shorter ones hold hardly a fact."""
+SHOWN = 5
+
+
+@dataclass
+class Report:
+    """What was looked at, what is wrong (the command will fail) and what is suspicious (it will not)."""
+
+    looked_at: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], test: Sequence[str]) -> Report:
+    """Check everything named; a config's own prompts and data are checked too."""
+    report = Report()
+    data, prompts = list(data), list(prompts)
+    for path in configs:
+        config = _config(path, report)
+        if config is not None:
+            data += [name for name in config.data if name != "-"]
+            prompts.append(config.prompts)
+    for name in dict.fromkeys(prompts):
+        _prompts(name, report)
+    questions = _questions(dict.fromkeys(data), report)
+    _leaks(questions, _questions(dict.fromkeys(test), report), report)
+    return report
+
+
+def _config(path: str, report: Report) -> BuildConfig | None:
+    try:
+        values = read_yaml(path)
+        config = validate(BuildConfig, values.get("build", values), path)
+    except ConfigError as error:
+        report.problems.append(str(error))
+        return None
+    report.looked_at.append(f"{path}: config of {config.out}")
+    return config
+
+
+def _prompts(name: str, report: Report) -> None:
+    try:
+        found = load_prompts(name)
+    except KtError as error:
+        report.problems.append(str(error))
+        return
+    for needed in ("extract", "rewrite-question", "rewrite-answer", "rephrase", "revise"):
+        if needed not in found:
+            report.problems.append(f"prompts {name}: no {needed}.yaml, which build-data needs")
+    report.looked_at.append(f"prompts {name}: {', '.join(found)}")
+
+
+def _questions(paths: Iterable[str], report: Report) -> dict[str, list[str]]:
+    """Read files and return, by question in one spelling, where it stands."""
+    questions: dict[str, list[str]] = {}
+    for path in paths:
+        try:
+            _read(path, questions, report)
+        except KtError as error:
+            report.problems.append(str(error))
+    return questions
+
+
+def _read(path: str, questions: dict[str, list[str]], report: Report) -> None:
+    count, rejects, short = 0, [], []
+    places: dict[str, list[str]] = {}
+    for read in read_items([path]):
+        if read.item is None:
+            rejects.append(f"{read.where}: {read.reason}")
+            continue
+        count += 1
+        places.setdefault(_spelling(read.item["question"]), []).append(read.where)
+        if len(read.item["answer"].split()) < SHORT_ANSWER_WORDS:
+            short.append(read.where)
+    report.looked_at.append(f"{path}: {count} items, {len(places)} different questions")
+    repeated = [where for where in places.values() if len(where) > 1]
+    if rejects:
+        report.warnings.append(f"{path}: {len(rejects)} items cannot be used: {_some(rejects)}")
+    if repeated:
+        again = sum(len(where) - 1 for where in repeated)
+        first = _some([" and ".join(Path(w).name for w in where[:2]) for where in repeated])
+        report.warnings.append(f"{path}: {again} items repeat the question of an earlier one: {first}")
+    if short:
+        report.warnings.append(f"{path}: {len(short)} answers of under {SHORT_ANSWER_WORDS} words: {_some(short)}")
+    for question, where in places.items():
+        questions.setdefault(question, []).extend(where)
+
+
+def _leaks(train: dict[str, list[str]], test: dict[str, list[str]], report: Report) -> None:
+    leaked = [f"{test[q][0]} = {train[q][0]}" for q in test if q in train]
+    if leaked:
+        report.warnings.append(f"{len(leaked)} test questions also stand in the training data: {_some(leaked)}")
+
+
+def _some(found: Sequence[Any]) -> str:
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(map(str, found[:SHOWN])) + more
+
+
+def _spelling(question: str) -> str:
+    return " ".join(question.split()).casefold()
