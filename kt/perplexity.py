@@ -131,6 +131,10 @@ def _score_groups(
         rows[shared] += pack(facts, group, row_tokens) if shared else pack_apart(facts, group)
     for shared, some in rows.items():
         for row, logprobs in zip(some, score_rows(local, some, batch_tokens, shared=shared), strict=True):
+            if shared and not math.isfinite(math.fsum(logprobs)):
+                # A masked NaN is still NaN to its neighbours: apart, it is only its own. The dict's order is the order.
+                rows[False] += pack_apart(facts, row.facts)
+                continue
             values = iter(logprobs)
             for index in row.facts:
                 scores[index] = _score([next(values) for _ in range(facts[index].tokens)])
