@@ -11,7 +11,9 @@ from kt.errors import BackendError, InputError
 from kt.models import LocalModel
 from kt.packing import EncodedFact, Row, common_prefix, encode_facts, pack, pack_apart
 
-BATCH_TOKENS = 4096
+# On a CPU a batch should stay in its caches (measured: 4,096 tokens take 1.4x the time of 1,024); a GPU wants work.
+BATCH_TOKENS_CPU = 1024
+BATCH_TOKENS = 16_384
 SHARED = "shared prefix"
 NOTHING = "the fact has no token to score: it is empty"
 NO_PROMPT_LOGPROBS = (
@@ -58,7 +60,7 @@ def score_contexts(
     local: LocalModel,
     questions: Sequence[tuple[str, Sequence[str]]],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> list[list[TokenScore]]:
     """Score every continuation after its context: for each (context, continuations) a list of scores in that order.
 
@@ -66,6 +68,8 @@ def score_contexts(
     What cannot be scored, being empty or too long for the model, has a score with an error and disturbs no other.
     `batch_tokens` bounds the tokens of a batch, padding included; it changes speed and memory, not numbers.
     """
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS_CPU if local.device.type == "cpu" else BATCH_TOKENS
     encoded = [encode_facts(local.tokenizer, context, facts) for context, facts in questions]
     facts = [fact for group in encoded for fact in group]
     scores = [_fault(fact, local) for fact in facts]
