@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 
@@ -18,9 +19,15 @@ _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.S)
 
 def asker(prompt: Prompt, seed: int) -> Callable[[Record], list[Request]]:
     """Return the function that turns a record into this prompt's one request."""
-    params = plain_params({"seed": seed, **prompt.params})
+    params = params_of(prompt, seed)
     render, schema, name, digest = prompt.render, prompt.schema, prompt.name, prompt.hash
     return lambda record: [chat(render(record), params, schema=schema, prompt=name, prompt_hash=digest)]
+
+
+def params_of(prompt: Prompt, seed: int) -> dict[str, Any]:
+    """Return a prompt's sampling parameters, with the seed where it can matter: vLLM on a CPU dies of some seeds."""
+    params = plain_params(prompt.params)
+    return plain_params({"seed": seed, **params}) if params.get("temperature", 1) else params
 
 
 def text_of(completion: Completion) -> str:
@@ -100,7 +107,6 @@ def rewrite_answer(prompt: Prompt, seed: int, attempts: int) -> Step:
     return Step("rewrite-answer", asker(prompt, seed), parse, step_config(prompt, seed, attempts), attempts)
 
 
-def step_config(prompt: Prompt, seed: int, attempts: int) -> dict[str, object]:
+def step_config(prompt: Prompt, seed: int, attempts: int) -> dict[str, Any]:
     """Return what a step's manifest records of its prompt."""
-    params: Mapping[str, object] = plain_params({"seed": seed, **prompt.params})
-    return {"prompt": prompt.name, "prompt_hash": prompt.hash, "params": dict(params), "attempts": attempts}
+    return {"prompt": prompt.name, "prompt_hash": prompt.hash, "params": params_of(prompt, seed), "attempts": attempts}

@@ -11,7 +11,7 @@ from typing import Any
 from kt import augment, compare
 from kt.backends import StartedEndpoint, scorer, writers
 from kt.cache import Cache
-from kt.client import Backend, Client, Counters
+from kt.client import Client, Counters
 from kt.config import BuildConfig, find_shipped
 from kt.errors import InputError, OutputError
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
@@ -96,7 +96,7 @@ def build_data(
                 stack.callback(backend.stop)
         shared = counters or Counters()
         client = stack.enter_context(Client(cache, backends, config.workers, config.max_cost, shared))
-        scoring = _scoring_client(config, cache, backends, shared)
+        scoring = _scoring_client(config, client)
         if scoring is not None:
             stack.enter_context(scoring)
         build = Build(config, client, scoring, prompts, watcher or Watcher())
@@ -176,18 +176,18 @@ def _scored(facts: Path, scores: Path) -> Iterator[Record]:
             yield {**record, "perplexities": found["perplexities"]}
 
 
-def _scoring_client(config: BuildConfig, cache: Cache, backends: list[Backend], counters: Counters) -> Client | None:
+def _scoring_client(config: BuildConfig, client: Client) -> Client | None:
     """Return the client of the scoring step: a local model's, or the served model's without fallback."""
     if config.difficulty.mode != "ppl":
         return None
     if config.difficulty.scorer:
-        return Client(cache, [scorer(config, cache)], max(512, config.workers), counters=counters)
+        return client.beside([scorer(config, client.cache)], max(512, config.workers))
     if config.backend in ("llama-cpp", "openai"):
         raise InputError(
             f"--difficulty ppl: backend {config.backend} gives no log-probabilities of a prompt; give --scorer PATH"
             " (a Hugging Face folder), or --difficulty random or all"
         )
-    return Client(cache, backends[:1], config.workers, counters=counters)
+    return client.beside(client.backends[:1], config.workers)
 
 
 def _open_cache(config: BuildConfig) -> Cache:

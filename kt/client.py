@@ -69,6 +69,7 @@ class Client:
     workers: int = 64
     max_cost: float | None = None
     counters: Counters = field(default_factory=Counters)
+    parent: Client | None = None
 
     def __post_init__(self) -> None:
         self._writer = _GroupCommit(self.cache)
@@ -78,6 +79,10 @@ class Client:
         self._reserved = 0.0
         self._settled = asyncio.Event()
         self._runner: asyncio.Runner | None = None
+
+    def beside(self, backends: Sequence[Backend], workers: int) -> Client:
+        """Return a client of other backends on the same cache, counters and loop; close it before this one."""
+        return Client(self.cache, backends, workers, self.max_cost, self.counters, self)
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
@@ -218,9 +223,14 @@ class Client:
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Drive a coroutine to its end on this client's loop, keeping leases alive meanwhile."""
+        return self._loop().run(self._with_heartbeat(work))
+
+    def _loop(self) -> asyncio.Runner:
+        if self.parent is not None:
+            return self.parent._loop()
         if self._runner is None:
             self._runner = asyncio.Runner(loop_factory=_loop_factory())
-        return self._runner.run(self._with_heartbeat(work))
+        return self._runner
 
     async def _with_heartbeat(self, work: Coroutine[Any, Any, Result]) -> Result:
         beat = asyncio.ensure_future(self._beat())
@@ -235,10 +245,11 @@ class Client:
             self.cache.heartbeat()
 
     def close(self) -> None:
-        """Close connections and the loop; the cache is its opener's to close."""
-        if self._runner is not None:
+        """Close connections, and the loop if it is this client's; the cache is its opener's to close."""
+        if self.parent is not None or self._runner is not None:
             for backend in self.backends:
-                self._runner.run(backend.close())
+                self._loop().run(backend.close())
+        if self._runner is not None:
             self._runner.close()
             self._runner = None
 

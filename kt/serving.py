@@ -164,7 +164,8 @@ def _vllm(
     if max_model_len:
         command += ["--max-model-len", str(max_model_len)]
     if not shutil.which("nvidia-smi"):
-        command += ["--enforce-eager", "--dtype", "float32" if dtype == "auto" else dtype]
+        # vLLM 0.32 on a CPU dies of a seeded request whose prompt it reads in chunks.
+        command += ["--enforce-eager", "--no-enable-chunked-prefill", "--dtype", "float32" if dtype == "auto" else dtype]
     elif dtype != "auto":
         command += ["--dtype", dtype]
     if adapters:

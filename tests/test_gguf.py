@@ -25,7 +25,8 @@ def test_greedy_text_is_the_same_in_both(tiny_llama: Path, tmp_path: Path) -> No
         assert engine.tokenize(text.encode(), add_bos=False) == ids
         theirs = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
         said = engine.create_completion(ids, max_tokens=24, temperature=0)["choices"][0]["text"]
-        assert said == tokenizer.decode(theirs, skip_special_tokens=True)
+        # Half a character at the end of a token is left out by one and marked by the other.
+        assert said == tokenizer.decode(theirs, skip_special_tokens=True).replace("\ufffd", "")
 
 
 def test_what_cannot_be_converted_is_said(tiny_llama: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -55,24 +54,28 @@ def kt() -> None:
     """
 
 
-def main(args: list[str] | None = None) -> Any:
+def main(args: list[str] | None = None) -> None:
     """Run the command line; an error that the user can act on is one sentence and its exit code."""
+    sys.exit(_run(args))
+
+
+def _run(args: list[str] | None) -> int:
     try:
-        return kt.main(args=args, prog_name="kt", standalone_mode=True)
-    except KeyboardInterrupt:
+        done = kt.main(args=args, prog_name="kt", standalone_mode=False)
+        return done if isinstance(done, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
         click.echo("\nkt: stopped; everything received is kept: run the same command again to go on", err=True)
-        _leave(130)
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _leave(1)
+        return 1
     except Exception as error:
         from kt.errors import KtError
 
         if not isinstance(error, KtError):
             raise
         click.echo(f"kt: {error}", err=True)
-        _leave(error.exit_code)
-
-
-def _leave(code: int) -> None:
-    sys.exit(code)
+        return error.exit_code
