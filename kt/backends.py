@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt.cache import Cache
+from kt.cache import Cache, Task
 from kt.client import Backend
 from kt.config import BuildConfig
 from kt.endpoint import Answer, Dialect, Endpoint
@@ -116,17 +116,21 @@ def _replayed(config: BuildConfig, cache: Cache) -> Backend:
     if not config.base_url and Path(config.model).exists():
         name, revision = model_name(config.model), revision or fingerprint(config.model)[:REVISION_LENGTH]
     elif not revision:
-        if not cache.revisions(name) and cache.revisions(Path(name).stem):  # the path of a model left behind elsewhere
+        if not cache.revisions(name, "write") and cache.revisions(
+            Path(name).stem, "write"
+        ):  # the path of a model left behind elsewhere
             name = Path(name).stem
-        revision = only_revision(cache, name, "--revision")
+        revision = only_revision(cache, name, "write", "--revision")
     return Endpoint("openai", ["http://127.0.0.1:9"], name, revision, weights_known=True)
 
 
-def only_revision(cache: Cache, model: str, option: str) -> str:
+def only_revision(cache: Cache, model: str, task: Task, option: str) -> str:
     """Return the one revision under which a model answered into this cache; InputError if there are several."""
-    known = cache.revisions(model)
+    known = cache.revisions(model, task)
     if len(known) > 1:
-        raise InputError(f"{cache.path}: {model} answered with several weights: {', '.join(known)}; choose with {option}")
+        raise InputError(
+            f"{cache.path}: {model} answered with several weights: {', '.join(r or '(unnamed)' for r in known)}; choose with {option}"
+        )
     return known[0] if known else ""
 
 
@@ -214,7 +218,7 @@ def scorer(config: BuildConfig, cache: Cache) -> LocalScorer:
     if Path(difficulty.scorer).exists():
         revision = combined_fingerprint(difficulty.scorer, adapter)[:REVISION_LENGTH]
     elif config.backend == "replay":
-        revision = only_revision(cache, name, "--scorer PATH")
+        revision = only_revision(cache, name, "score", "--scorer PATH")
     else:
         raise InputError(f"--scorer {difficulty.scorer}: no such folder; give a Hugging Face model's folder on this machine")
     return LocalScorer(difficulty.scorer, adapter, name, revision, engine_version=_version("transformers"))

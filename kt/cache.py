@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from kt.cache_schema import LATEST, migrate
 from kt.errors import CacheError, InputError
@@ -21,6 +21,9 @@ from kt.request import Completion
 
 LEASE_SECONDS = 30.0
 """A process that has not renewed its leases for this long is taken for dead."""
+
+Task = Literal["write", "score"]
+"""What a model is used for: texts and a server's log-probabilities, or scores in this process."""
 
 _SELECT = (
     "SELECT key, text, status, model, finish_reason, answered_by, prompt_tokens, completion_tokens, cost"
@@ -183,26 +186,26 @@ class Cache:
 
     # ---- which weights a name stood for ------------------------------------------------------------------------------
 
-    def revisions(self, model: str) -> list[str]:
-        """Return the revisions under which a model's name has answered, the latest seen last."""
+    def revisions(self, model: str, task: Task) -> list[str]:
+        """Return the revisions under which a model's name has done a task, the latest seen last."""
+        sql = "SELECT revision FROM models WHERE model = ? AND task = ? ORDER BY first_seen"
         with self._errors():
-            found = self.db.execute("SELECT revision FROM models WHERE model = ? ORDER BY first_seen", (model,))
-            return [row[0] for row in found]
+            return [row[0] for row in self.db.execute(sql, (model, task))]
 
-    def canary(self, model: str, revision: str) -> str | None:
+    def canary(self, model: str, revision: str, task: Task) -> str | None:
         """Return what the model said to the fixed question that tells weights apart, or None if it was never asked."""
+        sql = "SELECT canary FROM models WHERE model = ? AND revision = ? AND task = ?"
         with self._errors():
-            found = self.db.execute("SELECT canary FROM models WHERE model = ? AND revision = ?", (model, revision))
-            row = found.fetchone()
+            row = self.db.execute(sql, (model, revision, task)).fetchone()
         return cast("str | None", row[0]) if row else None
 
-    def remember_model(self, model: str, revision: str, canary: str | None) -> None:
+    def remember_model(self, model: str, revision: str, task: Task, canary: str | None) -> None:
         """Record that a name with this revision answered, and how it answers the fixed question."""
         with self.writing() as db:
             db.execute(
-                "INSERT INTO models (model, revision, canary, first_seen) VALUES (?, ?, ?, ?) ON CONFLICT (model, revision)"
-                " DO UPDATE SET canary = coalesce(models.canary, excluded.canary)",
-                (model, revision, canary, now()),
+                "INSERT INTO models (model, revision, task, canary, first_seen) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (model, revision, task) DO UPDATE SET canary = coalesce(models.canary, excluded.canary)",
+                (model, revision, task, canary, now()),
             )
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ def stats(cache: Cache) -> Record:
         " GROUP BY model, revision, prompt, status ORDER BY model, revision, prompt, status",
     )
     counts = {name: next(rows(cache, f"SELECT count(*) AS n FROM {name}"))["n"] for name in ("completions", "conflicts")}  # noqa: S608
-    models = list(rows(cache, "SELECT model, revision, first_seen FROM models ORDER BY model, first_seen"))
+    models = list(rows(cache, "SELECT model, revision, task, first_seen FROM models ORDER BY model, first_seen"))
     size = cache.path.stat().st_size
     return {"file": str(cache.path), "bytes": size, **counts, "groups": list(grouped), "models": models}
 
@@ -110,8 +110,9 @@ def import_jsonl(cache: Cache, path: str | Path, *, dry_run: bool = False) -> Me
     if not dry_run:
         with cache.writing() as db:  # a replay finds a model's weights by its name here
             db.execute(
-                "INSERT OR IGNORE INTO models (model, revision, canary, first_seen)"
-                " SELECT model, revision, NULL, min(created) FROM completions GROUP BY model, revision"
+                "INSERT OR IGNORE INTO models (model, revision, task, canary, first_seen) SELECT model, revision,"
+                " CASE kind WHEN 'loglikelihood' THEN 'score' ELSE 'write' END, NULL, min(created) FROM completions"
+                " GROUP BY 1, 2, 3"
             )
     return merged
 
@@ -134,9 +135,9 @@ def merge(cache: Cache, other: Cache, *, dry_run: bool = False) -> Merged:
 
 
 def _merge_models(db: sqlite3.Connection, other: sqlite3.Connection) -> None:
-    found = other.execute("SELECT model, revision, canary, first_seen FROM models").fetchall()
+    found = other.execute("SELECT model, revision, task, canary, first_seen FROM models").fetchall()
     db.executemany(
-        "INSERT INTO models (model, revision, canary, first_seen) VALUES (?, ?, ?, ?) ON CONFLICT (model, revision) DO"
+        "INSERT INTO models (model, revision, task, canary, first_seen) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO"
         " UPDATE SET first_seen = min(first_seen, excluded.first_seen),"
         " canary = CASE WHEN canary IS NULL OR excluded.first_seen < first_seen THEN coalesce(excluded.canary, canary)"
         " ELSE canary END",

@@ -39,7 +39,11 @@ CREATE TABLE conflicts (
 CREATE TABLE leases (key TEXT PRIMARY KEY, holder TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE holders (holder TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, expires REAL NOT NULL);
 CREATE TABLE models (
-    model TEXT NOT NULL, revision TEXT NOT NULL, canary TEXT, first_seen TEXT NOT NULL, PRIMARY KEY (model, revision)
+    model TEXT NOT NULL, revision TEXT NOT NULL,
+    task TEXT NOT NULL,            -- write | score: a model of one name may do either with weights of its own
+    canary TEXT,                   -- its answer to a fixed question
+    first_seen TEXT NOT NULL,
+    PRIMARY KEY (model, revision, task)
 );
 """
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
-from kt.cache import LEASE_SECONDS, Cache, Row, explain, now, put_rows
+from kt.cache import LEASE_SECONDS, Cache, Row, Task, explain, now, put_rows
 from kt.endpoint import Answer, TooLong
 from kt.errors import BackendError, BudgetError, Unavailable
 from kt.request import Completion, Request, canonical, chat, key_of
@@ -109,7 +109,7 @@ class Client:
         return await asyncio.shield(flight)
 
     async def _ask(self, asked: Asked) -> Completion:
-        await self._check_weights(asked.backend)
+        await self._check_weights(asked.backend, "score" if asked.request.kind == "loglikelihood" else "write")
         pause = 0.01
         while not await self._writer.claim(asked.key):  # another process is asking: wait for its answer, or its death
             found = self.cache.get(asked.key)
@@ -192,26 +192,26 @@ class Client:
 
     # ---- the same name, other weights --------------------------------------------------------------------------------
 
-    async def _check_weights(self, backend: Backend) -> None:
-        name = f"{backend.model}\0{backend.revision}"
+    async def _check_weights(self, backend: Backend, task: Task) -> None:
+        name = f"{backend.model}\0{backend.revision}\0{task}"
         check = self._checked.get(name)
         if check is not None and check.done() and not check.cancelled() and check.exception() is None:
             return
         if check is None or check.done():
-            check = self._checked[name] = asyncio.ensure_future(self._ask_canary(backend))
+            check = self._checked[name] = asyncio.ensure_future(self._ask_canary(backend, task))
         await asyncio.shield(check)
 
-    async def _ask_canary(self, backend: Backend) -> None:
-        before = self.cache.canary(backend.model, backend.revision)
+    async def _ask_canary(self, backend: Backend, task: Task) -> None:
+        before = self.cache.canary(backend.model, backend.revision, task)
         if backend.fallback or backend.weights_known:  # what a hosted model's name stands for is on every record
-            self.cache.remember_model(backend.model, backend.revision, None)
+            self.cache.remember_model(backend.model, backend.revision, task, None)
             return
         try:
             said = (await backend.send(CANARY)).text
         except TooLong:
             said = ""
         if before is None:
-            self.cache.remember_model(backend.model, backend.revision, said)
+            self.cache.remember_model(backend.model, backend.revision, task, said)
         elif before != said:
             raise BackendError(
                 f"the server's model {backend.model!r} is not the one that filled {self.cache.path}: to a fixed question it"
