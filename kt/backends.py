@@ -129,7 +129,8 @@ def only_revision(cache: Cache, model: str, task: Task, option: str) -> str:
     known = cache.revisions(model, task)
     if len(known) > 1:
         raise InputError(
-            f"{cache.path}: {model} answered with several weights: {', '.join(r or '(unnamed)' for r in known)}; choose with {option}"
+            f"{cache.path}: {model} answered with several weights:"
+            f" {', '.join(name or '(unnamed)' for name in known)}; choose with {option}"
         )
     return known[0] if known else ""
 
