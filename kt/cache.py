@@ -220,8 +220,10 @@ class Cache:
     def __enter__(self) -> Cache:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error):
+            raise explain(self.path, error) from error
 
 
 def put_rows(db: sqlite3.Connection, rows: Iterable[Row]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from kt.cache import COLUMNS, Cache, Row
+from kt.cache import COLUMNS, Cache, Row, explain
 from kt.errors import InputError
 from kt.records import Record, jsonl_writer, read_jsonl
 
@@ -197,16 +197,22 @@ def _replace(db: sqlite3.Connection, row: Row) -> None:
 
 def verify(cache: Cache) -> list[str]:
     """Return what is wrong with a cache: a damaged file, a key that is not its request's hash, an unreadable record."""
-    problems = [f"file: {row[0]}" for row in cache.db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    try:
+        problems = [f"file: {row[0]}" for row in cache.db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        return problems + list(_verify_rows(cache))
+    except sqlite3.DatabaseError as error:
+        return [str(explain(cache.path, error))]
+
+
+def _verify_rows(cache: Cache) -> Iterator[str]:
     statuses = {"ok", "empty", "truncated", "refused", "invalid", "too-long"}
     for key, status, request, response in cache.db.execute("SELECT key, status, request, response FROM completions"):
         if hashlib.sha256(request.encode()).hexdigest() != key:
-            problems.append(f"{key}: is not the hash of its request")
+            yield f"{key}: is not the hash of its request"
         if status not in statuses:
-            problems.append(f"{key}: unknown status {status!r}")
+            yield f"{key}: unknown status {status!r}"
         if not isinstance(_json_or_text(response), dict | list):
-            problems.append(f"{key}: the response is not JSON")
-    return problems
+            yield f"{key}: the response is not JSON"
 
 
 def prune(cache: Cache, *, before: str | None = None, dry_run: bool = False, **filters: str | None) -> int:
