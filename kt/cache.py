@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from kt.cache_schema import LATEST, migrate
 from kt.errors import CacheError, InputError
+from kt.records import process_lives
 from kt.request import Completion
 
 LEASE_SECONDS = 30.0
@@ -177,7 +178,7 @@ class Cache:
         found = db.execute("SELECT host, pid, expires FROM holders WHERE holder = ?", (holder,)).fetchone()
         if found is None or found[2] < time.time():
             return False
-        return found[0] != socket.gethostname() or _process_lives(found[1])
+        return found[0] != socket.gethostname() or process_lives(found[1])
 
     def release(self, keys: Iterable[str]) -> None:
         """Give leases back without an answer."""
@@ -270,13 +271,3 @@ def _refuse_foreign_file(db: sqlite3.Connection, path: Path) -> None:
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if tables and "completions" not in tables and "_sqlite_migrations" not in tables:
         raise InputError(f"{path}: a database, but no kt cache (tables: {', '.join(sorted(tables))}); give another --cache")
-
-
-def _process_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

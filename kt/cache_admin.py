@@ -228,6 +228,7 @@ def prune(cache: Cache, *, before: str | None = None, dry_run: bool = False, **f
         return int(count)
     with cache.writing() as db:
         removed = db.execute(f"DELETE FROM completions {where}", values).rowcount  # noqa: S608
+        db.execute("DELETE FROM models WHERE NOT EXISTS (SELECT 1 FROM completions c WHERE c.model = models.model)")
     cache.db.execute("VACUUM")
     return removed
 

@@ -266,6 +266,7 @@ def atomic_file(path: str | Path) -> Iterator[Any]:
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
         with draft.open("wb", buffering=1 << 18) as stream:
             yield stream
         draft.replace(target)
@@ -276,6 +277,25 @@ def atomic_file(path: str | Path) -> Iterator[Any]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the drafts of this file that processes left which were killed."""
+    for draft in target.parent.glob(f".{target.name}.*.part"):
+        owner = draft.suffixes[-2].lstrip(".")
+        if owner.isdigit() and not process_lives(int(owner)):
+            draft.unlink(missing_ok=True)
+
+
+def process_lives(pid: int) -> bool:
+    """Say whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def output_error(path: str | Path, error: OSError) -> OutputError:

@@ -173,7 +173,7 @@ def scripted_server(folder: Path, *options: str, port: int = 0) -> Iterator[Runn
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     log = folder / f"requests-{listener.getsockname()[1]}.log"
     command = [sys.executable, __file__, "--fd", str(listener.fileno()), "--log", str(log), *options]
-    process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+    process = subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
     listener.close()
     try:
         yield Running(process, url, log)

@@ -20,7 +20,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 
 @click.group()
 def prompt() -> None:
-    """Show the prompts that are sent to models."""
+    """Show the prompts that are sent to models.
+
+    \b
+    For example: kt prompt show extract --record questions.json:q12
+    """
 
 
 @prompt.command("list")
@@ -29,7 +33,8 @@ def prompt() -> None:
 def list_prompts(where: str, as_json: bool) -> None:
     """List the prompts of a set.
 
-    Example: kt prompt list --prompts compact
+    \b
+    For example: kt prompt list --prompts compact
     """
     prompts = load_prompts(where).values()
     if as_json:
@@ -47,7 +52,8 @@ def list_prompts(where: str, as_json: bool) -> None:
 def show_prompt(name: str, record: str | None, where: str, as_json: bool) -> None:
     """Show a prompt as it is sent, filled with a record of a data file.
 
-    Example: kt prompt show extract --record questions.json:q12
+    \b
+    For example: kt prompt show extract --record questions.json:q12
     """
     prompts = load_prompts(where)
     if name not in prompts:
