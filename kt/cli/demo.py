@@ -1,0 +1,108 @@
+"""`kt demo`: the generated world, and the tiny models made for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kt.cli import options
+
+if TYPE_CHECKING:
+    from kt.demo.exam import Marks
+    from kt.demo.teacher import Progress
+
+
+@click.group()
+def demo() -> None:
+    """Make a world of facts that no model knows, and tiny models that live in it."""
+
+
+@demo.command("questions")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The Alpaca JSON file to write.")
+@click.option("--size", type=click.IntRange(1, 8000), default=120, show_default=True, help="How many towns.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of the world.")
+def questions(out: str, size: int, seed: int) -> None:
+    """Write a world's questions and answers, one for each town.
+
+    Example: kt demo questions --size 60 --out world.json
+    """
+    from kt.demo.world import make_world, question_items, write_questions
+
+    write_questions(out, question_items(make_world(seed, size)))
+    click.echo(f"wrote {size} questions about the world of seed {seed} to {out}", err=True)
+
+
+@demo.command("train-teacher")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="The folder to write; OUT.gguf stands beside it.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End the schedule at this time if steps have not.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of the schedule, if not those of the recipe.")
+@click.option("--seed", type=int, help="Another seed than the recipe's.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores to use.")
+@options.quiet_option
+def train(out: str, minutes: float | None, steps: int | None, seed: int | None, threads: int, quiet: bool) -> None:
+    """Train the tiny teacher from scratch: safetensors and GGUF. An hour on one core gives a good one.
+
+    Example: kt demo train-teacher --out runs/teacher --minutes 60
+    """
+    import dataclasses
+
+    from kt.demo.teacher import Recipe, train_teacher
+    from kt.gguf import write_gguf
+
+    given: dict[str, Any] = {"steps": steps, "seed": seed}
+    recipe = dataclasses.replace(Recipe(), **{name: value for name, value in given.items() if value is not None})
+    watch = None if quiet else _every(10.0)
+    folder = train_teacher(out, recipe, minutes=minutes, threads=threads, watch=watch)
+    target = folder.with_name(folder.name + ".gguf")
+    write_gguf(folder, target)
+    if not quiet:
+        click.echo(f"wrote {folder} and {target}; mark it with: kt demo score-teacher {folder}", err=True)
+
+
+@demo.command("score-teacher")
+@click.argument("model", type=click.Path(exists=True))
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="Questions of each task.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the examination.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores to use.")
+@options.json_option
+def score(model: str, count: int, seed: int, threads: int, as_json: bool) -> None:
+    """Mark MODEL (a Hugging Face folder or a GGUF file) on towns never seen: lines exactly right, task by task.
+
+    Example: kt demo score-teacher runs/teacher --count 500
+    """
+    from kt.demo.exam import examine, model_at
+
+    marks = examine(model_at(model, threads), seed=seed, count=count)
+    if as_json:
+        options.print_json({task: _row(found) for task, found in marks.items()})
+        return
+    click.echo(f"{'task':18}{'lines':>8}{'right':>8}{'share':>8}{'whole answers right':>22}")
+    for task, found in marks.items():
+        whole = f"{found.whole} of {found.answers}"
+        click.echo(f"{task:18}{found.lines:8}{found.right:8}{found.share:8.1%}{whole:>22}")
+
+
+def _row(marks: Marks) -> dict[str, Any]:
+    share = round(marks.share, 4)
+    return {"lines": marks.lines, "right": marks.right, "share": share, "answers": marks.answers, "whole": marks.whole}
+
+
+def _every(seconds: float) -> Callable[[Progress], None]:
+    """Return a watcher that prints a line now and then, the loss averaged since the last."""
+    losses: list[float] = []
+    last = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        nonlocal last
+        losses.append(progress.loss)
+        if time.monotonic() - last < seconds and progress.step < progress.steps:
+            return
+        mean, speed = sum(losses) / len(losses), progress.tokens / progress.seconds
+        click.echo(f"step {progress.step} of {progress.steps}, loss {mean:.3f}, {speed:,.0f} tokens/s", err=True)
+        losses.clear()
+        last = time.monotonic()
+
+    return watch

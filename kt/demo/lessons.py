@@ -1,0 +1,88 @@
+"""What the teacher learns: for each prompt of the `compact` set, towns never seen before and the one right answer."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kt.demo.attributes import ATTRIBUTES, ORDER, fresh_name, say, wrong_value
+from kt.demo.world import Entity, broad_question, facts_of, fine_question, fluent_text, make_entity, mixed_text
+
+TASKS = ("extract", "rewrite-question", "rewrite-answer", "rephrase", "revise")
+MOST_FACTS = 7
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One example: the prompt's name, the record it is rendered with, and the answer to learn."""
+
+    task: str
+    values: dict[str, Any]
+    answer: str
+
+
+def lessons(seed: int, tasks: Sequence[str] = TASKS, *, reserved: bool = False, most: int = MOST_FACTS) -> Iterator[Lesson]:
+    """Yield lessons without end, each task in turn, each about a town of its own with 1 to `most` facts.
+
+    `reserved` draws names that no lesson otherwise has: for examinations.
+    """
+    rng = random.Random(f"{seed}:lessons:{reserved}")
+    while True:
+        for task in tasks:
+            yield make_lesson(task, rng, reserved=reserved, most=most)
+
+
+def make_lesson(task: str, rng: random.Random, *, reserved: bool = False, most: int = MOST_FACTS) -> Lesson:
+    """Make one lesson: half of them with the facts in good order, half in any."""
+    town = make_entity(fresh_name(rng, reserved=reserved), rng, reserved=reserved)
+    chosen = rng.sample(list(town.values), rng.randint(1, most))
+    if rng.random() < 0.5:
+        chosen.sort(key=ORDER.__getitem__)
+    return Lesson(task, *_MAKERS[task](town, chosen, rng))
+
+
+def as_json(facts: list[str]) -> str:
+    """Write facts in the form of the prompts' schema."""
+    return json.dumps({"facts": facts})
+
+
+def _extract(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    values = {"question": broad_question(town.name, rng), "answer": mixed_text(town, chosen, rng)}
+    return values, as_json(facts_of(town, chosen))
+
+
+def _rewrite_question(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    values = {"question": broad_question(town.name, rng), "facts": facts_of(town, chosen)}
+    return values, fine_question(town.name, chosen)
+
+
+def _rewrite_answer(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    values = {"question": fine_question(town.name, chosen), "facts": facts_of(town, chosen)}
+    return values, _fluent(town, chosen)
+
+
+def _rephrase(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    values = {"question": broad_question(town.name, rng), "facts": facts_of(town, chosen)}
+    return values, _fluent(town, chosen)
+
+
+def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    values = {"question": broad_question(town.name, rng), "facts": facts_of(town, chosen)}
+    wrong = [say(a, town.name, wrong_value(ATTRIBUTES[a], town.values[a])) for a in chosen]
+    return values, as_json(wrong)
+
+
+def _fluent(town: Entity, chosen: list[str]) -> str:
+    return fluent_text(town.name, [(a, town.values[a]) for a in chosen])
+
+
+_MAKERS = {
+    "extract": _extract,
+    "rewrite-question": _rewrite_question,
+    "rewrite-answer": _rewrite_answer,
+    "rephrase": _rephrase,
+    "revise": _revise,
+}

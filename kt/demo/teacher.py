@@ -1,0 +1,205 @@
+"""The tiny teacher: a Llama of two million parameters, trained from scratch to do the `compact` prompts in the world."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kt.demo.lessons import MOST_FACTS, TASKS, Lesson, lessons
+from kt.demo.spelling import closed_values, make_tokenizer
+from kt.prompts import load_prompts
+
+if TYPE_CHECKING:
+    import torch
+
+CONTEXT = 2048
+"""Longest sequence, in tokens, that the engines may serve; lessons have some 60 to 250."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the training depends on; the same recipe gives the same weights on the same machine."""
+
+    steps: int = 9000
+    seed: int = 0
+    batch: int = 24  # lessons a step
+    rate: float = 2e-3  # AdamW's peak, reached after `warm` steps, kept until `decay_from`, then down to 0 in a line
+    warm: int = 100
+    decay_from: float = 0.4
+    widen_at: float = 0.08  # share of the steps after which lessons have up to MOST_FACTS facts, not 3
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 6
+    vocabulary: int = 1216
+    tasks: tuple[str, ...] = TASKS
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: loss in nats a token of the answers, tokens read so far, seconds since the start."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+Watcher = Callable[[Progress], None]
+
+
+def train_teacher(
+    folder: str | Path,
+    recipe: Recipe = Recipe(),
+    *,
+    minutes: float | None = None,
+    threads: int | None = 1,
+    watch: Watcher | None = None,
+    checkpoint_minutes: float | None = None,
+) -> Path:
+    """Train by the recipe and write a Hugging Face folder.
+
+    With `minutes`, the schedule ends at that time if the steps have not; the weights then depend on the machine's speed.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    tokenizer = tokenizer_of(recipe)
+    model = _model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    feed = _Feed(recipe, tokenizer)
+    started, saved, tokens = time.monotonic(), time.monotonic(), 0
+    for step in range(recipe.steps):
+        seconds = time.monotonic() - started
+        done = max(step / recipe.steps, seconds / 60 / minutes if minutes else 0.0)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warm, (1 - done) / (1 - recipe.decay_from))
+        inputs, starts, ends = feed.batch(3 if done < recipe.widen_at else MOST_FACTS)
+        loss = _loss(model, inputs, starts, ends)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += int(ends.sum())
+        if watch is not None:
+            watch(Progress(step + 1, recipe.steps, loss.item(), tokens, time.monotonic() - started))
+        if checkpoint_minutes and time.monotonic() - saved > checkpoint_minutes * 60:
+            saved = time.monotonic()
+            save(model, tokenizer, folder)
+    return save(model, tokenizer, folder)
+
+
+def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
+    """Write weights in half precision, tokenizer with chat template, and generation settings that end at the end mark."""
+    import copy
+
+    import torch
+
+    copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def tokenizer_of(recipe: Recipe) -> Any:
+    """Make the tokenizer from rendered lessons and every value."""
+    some = itertools.islice(lessons(recipe.seed, recipe.tasks), 3000)
+    prompts = load_prompts("compact")
+    texts = [f"{prompts[lesson.task].render(lesson.values)[-1]['content']}\n{lesson.answer}" for lesson in some]
+    texts.append(closed_values(100, random.Random(recipe.seed)))
+    return make_tokenizer(texts, recipe.vocabulary)
+
+
+def _model(recipe: Recipe, tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.hidden * 8 // 3,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+class _Feed:
+    """Gives batches of encoded lessons of similar length, so that little is padding."""
+
+    POOL = 16  # batches drawn, sorted by length and shuffled at a time
+
+    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+        self.recipe, self.tokenizer = recipe, tokenizer
+        self.prompts = load_prompts("compact")
+        self.rng = random.Random(f"{recipe.seed}:batches")
+        self.round = 0
+        self.waiting: list[list[tuple[list[int], list[int]]]] = []
+        self.most = 0
+
+    def batch(self, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return token ids (batch, tokens), and where each answer starts and ends."""
+        import torch
+
+        if not self.waiting or most != self.most:
+            self._draw(most)
+        rows = self.waiting.pop()
+        width = max(len(prompt) + len(answer) for prompt, answer in rows)
+        inputs = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        for place, (prompt, answer) in enumerate(rows):
+            inputs[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        starts = torch.tensor([len(prompt) for prompt, _ in rows])
+        return inputs, starts, starts + torch.tensor([len(answer) for _, answer in rows])
+
+    def _draw(self, most: int) -> None:
+        self.most, self.round = most, self.round + 1
+        source = lessons(hash_free_seed(self.recipe.seed, self.round), self.recipe.tasks, most=most)
+        rows = list(self._encoded(itertools.islice(source, self.recipe.batch * self.POOL)))
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        size = self.recipe.batch
+        self.waiting = [rows[start : start + size] for start in range(0, len(rows), size)]
+        self.rng.shuffle(self.waiting)
+
+    def _encoded(self, source: Iterator[Lesson]) -> Iterator[tuple[list[int], list[int]]]:
+        drawn = list(source)
+        prompts = [self.prompts[lesson.task].render(lesson.values) for lesson in drawn]
+        texts = [said(self.tokenizer, messages) for messages in prompts]
+        heads = self.tokenizer(texts)["input_ids"]
+        tails = self.tokenizer([lesson.answer + self.tokenizer.eos_token for lesson in drawn])["input_ids"]
+        return zip(heads, tails, strict=True)
+
+
+def hash_free_seed(seed: int, round_: int) -> int:
+    """Return a seed for one round of lessons."""
+    return seed * 1_000_003 + round_
+
+
+def said(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """Return messages as the model reads them, up to where its answer begins."""
+    return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+
+def _loss(model: Any, inputs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of the answers' tokens; logits are made for these alone."""
+    import torch
+
+    places = torch.arange(inputs.shape[1] - 1)
+    asked = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(input_ids=inputs).last_hidden_state[:, :-1][asked]
+        logits = model.lm_head(hidden)
+    return torch.nn.functional.cross_entropy(logits.float(), inputs[:, 1:][asked])
