@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,8 @@ def build_data(
     on_wait: Callable[..., Any] | None = None,
 ) -> BuildResult:
     """Build the data sets of both stages; everything received is in the cache whatever happens on the way."""
+    gc.freeze()  # records live for one turn of a loop and make no cycles: looking for some costs a tenth of a replay
+    gc.set_threshold(100_000, 20, 50)
     prompts = load_prompts(find_shipped("prompts", config.prompts))
     _check_out(Path(config.out))
     with contextlib.ExitStack() as stack:

@@ -48,7 +48,7 @@ def revise(prompt: Prompt, seed: int, attempts: int) -> Step:
         facts, wrong = record["facts"], facts_of(completions[0])
         if len(wrong) != len(facts):
             raise BadAnswer(f"{len(wrong)} revised facts for {len(facts)}")
-        same = sum(_plain(a) == _plain(b) for a, b in zip(facts, wrong, strict=True))
+        same = sum(_same_words(a, b) for a, b in zip(facts, wrong, strict=True))
         if same:
             raise BadAnswer(f"{same} of {len(facts)} facts unchanged")
         return [_disturbed(record, wrong)]

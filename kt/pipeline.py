@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kt import __version__
 from kt.client import Asked, Client, unavailable
@@ -46,19 +46,22 @@ class Step:
     attempts: int = 3
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
+    """What a step makes of a record, and the completions it was made of."""
+
     records: Sequence[Record]
     completions: Sequence[Completion]
 
 
-@dataclass(frozen=True)
-class Rejected:
+class Rejected(NamedTuple):
+    """Why a record cannot pass."""
+
     reason: str
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(NamedTuple):
+    """What to ask next for a record."""
+
     asked: list[Asked]
 
 
@@ -96,12 +99,16 @@ def _of_backend(step: Step, record: Record, requests: Sequence[Request], client:
     """Go through one backend's tries: the first whose answers are all usable counts."""
     backend, stride, reason = client.backends[index], len(requests), ""
     for attempt in range(step.attempts):
-        asked = [client.address(backend, request.again(attempt, stride)) for request in requests]
-        found = [client.cache.get(one.key) for one in asked]
-        missing = [one for one, completion in zip(asked, found, strict=True) if completion is None]
+        completions, missing = [], []
+        for request in requests:
+            asked = client.address(backend, request.again(attempt, stride))
+            completion = client.cache.get(asked.key)
+            if completion is None:
+                missing.append(asked)
+            else:
+                completions.append(completion)
         if missing:
             return Missing(missing)
-        completions = [completion for completion in found if completion is not None]
         bad = next((c for c in completions if c.status != "ok"), None)
         if bad is not None:
             reason = f"{bad.status} answer" + (f": {bad.text[:200]}" if bad.status == "too-long" else "")

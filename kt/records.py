@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -346,6 +347,12 @@ def json_list_writer(path: str | Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes as hex."""
-    with Path(path).open("rb") as stream:
+    """Return the SHA-256 of a file's bytes as hex; a file that has not changed is read once."""
+    about = os.stat(path)
+    return _file_hash(str(path), about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_hash(path: str, _size: int, _changed: int, _inode: int) -> str:
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
