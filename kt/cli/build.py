@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -66,19 +65,7 @@ def build_data(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **
 
         _print_estimate(estimate(settings), as_json)
         return
-    from kt.build import build_data as build
-    from kt.client import Counters
-    from kt.progress import Display
-
-    counters = Counters()
-    display = Display(counters)
-    with contextlib.nullcontext() if quiet else display:
-        result = build(
-            settings,
-            watcher=None if quiet else display,
-            counters=counters,
-            on_wait=None if quiet else display.waiting,
-        )
+    result = _build(settings, quiet)
     if as_json:
         steps = {s.name: {"read": s.read, "written": s.written, "rejected": s.rejected} for s in result.steps}
         options.print_json(
@@ -86,6 +73,19 @@ def build_data(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **
         )
     elif not quiet:
         click.echo(_last_line(result, settings.out))
+
+
+def _build(settings: Any, quiet: bool) -> Any:
+    from kt.build import build_data as build
+
+    if quiet:
+        return build(settings)
+    from kt.client import Counters
+    from kt.progress import Display
+
+    counters = Counters()
+    with Display(counters) as display:
+        return build(settings, watcher=display, counters=counters, on_wait=display.waiting)
 
 
 def read_settings(config: str | None, given: dict[str, Any]) -> Any:
