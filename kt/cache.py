@@ -108,7 +108,6 @@ class Cache:
         if not self.read_only:
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = NORMAL")
-        self.db.execute("PRAGMA mmap_size = 268435456")
         if version < LATEST:
             if self.read_only:
                 raise CacheError(f"{self.path}: not a cache of this version; open it once without --backend replay")
