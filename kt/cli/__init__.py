@@ -14,6 +14,7 @@ COMMANDS = {
     "build-data": ("kt.cli.build", "Build the training sets of both stages from a question-answer file."),
     "cache": ("kt.cli.cache", "Look into, carry, join and check the file that keeps every completion."),
     "check": ("kt.cli.check", "Check configs, prompts and data without a network."),
+    "demo": ("kt.cli.demo", "Make a world of facts that no model knows, and tiny models that live in it."),
     "doctor": ("kt.cli.doctor", "Say what this machine can run, and what is missing."),
     "prompt": ("kt.cli.prompt", "List and show the prompts as they are sent."),
     "serve": ("kt.cli.serve", "Serve a local model as an OpenAI-compatible endpoint."),

@@ -104,12 +104,13 @@ def model_at(path: str | Path, threads: int | None = None) -> Answering:
 
 def _folder(path: Path, threads: int | None, batch: int = 50) -> Answering:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left", local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    from kt.models import load
+
+    found = load(path, threads=threads, device="cpu")
+    tokenizer: Any = found.tokenizer
+    model: Any = found.model
+    tokenizer.padding_side = "left"
 
     def answer(conversations: Sequence[list[Message]]) -> Iterator[str]:
         for start in range(0, len(conversations), batch):

@@ -24,7 +24,9 @@ class Lesson:
     answer: str
 
 
-def lessons(seed: int, tasks: Sequence[str] = TASKS, *, reserved: bool = False, most: int = MOST_FACTS) -> Iterator[Lesson]:
+def lessons(
+    seed: int | str, tasks: Sequence[str] = TASKS, *, reserved: bool = False, most: int = MOST_FACTS
+) -> Iterator[Lesson]:
     """Yield lessons without end, each task in turn, each about a town of its own with 1 to `most` facts.
 
     `reserved` draws names that no lesson otherwise has: for examinations.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kt.demo.lessons import MOST_FACTS, TASKS, Lesson, lessons
 from kt.demo.spelling import closed_values, make_tokenizer
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 CONTEXT = 2048
 """Longest sequence, in tokens, that the engines may serve; lessons have some 60 to 250."""
+
+FEW_FACTS = 3
+"""The most facts that the first lessons have."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Recipe:
     rate: float = 2e-3  # AdamW's peak, reached after `warm` steps, kept until `decay_from`, then down to 0 in a line
     warm: int = 100
     decay_from: float = 0.4
-    widen_at: float = 0.08  # share of the steps after which lessons have up to MOST_FACTS facts, not 3
+    narrow: int = 700  # steps in which lessons have FEW_FACTS, not MOST_FACTS: copying names forms sooner
     hidden: int = 192
     layers: int = 4
     heads: int = 6
@@ -50,6 +53,14 @@ class Progress:
     seconds: float
 
 
+class Batch(NamedTuple):
+    """Token ids (lessons, tokens), padded at the end, and where each answer starts and ends (lessons)."""
+
+    inputs: torch.Tensor
+    starts: torch.Tensor
+    ends: torch.Tensor
+
+
 Watcher = Callable[[Progress], None]
 
 
@@ -59,12 +70,14 @@ def train_teacher(
     *,
     minutes: float | None = None,
     threads: int | None = 1,
+    compiled: bool = False,
     watch: Watcher | None = None,
     checkpoint_minutes: float | None = None,
 ) -> Path:
     """Train by the recipe and write a Hugging Face folder.
 
     With `minutes`, the schedule ends at that time if the steps have not; the weights then depend on the machine's speed.
+    `compiled` needs a C++ compiler and a minute, and then takes two thirds of the time; it rounds otherwise.
     """
     import torch
 
@@ -73,29 +86,57 @@ def train_teacher(
     torch.manual_seed(recipe.seed)
     tokenizer = tokenizer_of(recipe)
     model = _model(recipe, tokenizer)
+    if compiled:
+        model.model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     feed = _Feed(recipe, tokenizer)
-    started, saved, tokens = time.monotonic(), time.monotonic(), 0
+    started = saved = time.monotonic()
+    tokens = 0
     for step in range(recipe.steps):
-        seconds = time.monotonic() - started
-        done = max(step / recipe.steps, seconds / 60 / minutes if minutes else 0.0)
+        spent = (time.monotonic() - started) / 60 / minutes if minutes else 0.0
+        done = max(step / recipe.steps, spent)
         if done >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warm, (1 - done) / (1 - recipe.decay_from))
-        inputs, starts, ends = feed.batch(3 if done < recipe.widen_at else MOST_FACTS)
-        loss = _loss(model, inputs, starts, ends)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += int(ends.sum())
+        batch = feed.batch(FEW_FACTS if step < recipe.narrow else MOST_FACTS)
+        loss = _step(model, optimizer, _rate(recipe, step, done), batch)
+        tokens += int(batch.ends.sum())
         if watch is not None:
-            watch(Progress(step + 1, recipe.steps, loss.item(), tokens, time.monotonic() - started))
+            watch(Progress(step + 1, recipe.steps, loss, tokens, time.monotonic() - started))
         if checkpoint_minutes and time.monotonic() - saved > checkpoint_minutes * 60:
             saved = time.monotonic()
             save(model, tokenizer, folder)
     return save(model, tokenizer, folder)
+
+
+def _rate(recipe: Recipe, step: int, done: float) -> float:
+    """Return the learning rate when a share `done` of the schedule has passed: up, level, then down in a line."""
+    return recipe.rate * min(1.0, (step + 1) / recipe.warm, (1 - done) / (1 - recipe.decay_from))
+
+
+def _step(model: Any, optimizer: Any, rate: float, batch: Batch) -> float:
+    """Take one step of the optimizer and return the loss before it."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = _loss(model, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def _loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Mean negative log-likelihood of the answers' tokens, in nats; logits are made for these alone."""
+    import torch
+
+    places = torch.arange(batch.inputs.shape[1] - 1)
+    asked = (places >= batch.starts[:, None] - 1) & (places < batch.ends[:, None] - 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(input_ids=batch.inputs).last_hidden_state[:, :-1][asked]
+        logits = model.lm_head(hidden)
+    return torch.nn.functional.cross_entropy(logits.float(), batch.inputs[:, 1:][asked])
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
@@ -103,7 +144,9 @@ def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
     import copy
 
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     copy.deepcopy(model).to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
@@ -121,7 +164,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
 def _model(recipe: Recipe, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=recipe.hidden,
@@ -136,6 +179,9 @@ def _model(recipe: Recipe, tokenizer: Any) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    # On CPU, for sequences this short, the backward pass of SDPA takes a quarter of the whole time.
+    model.set_attn_implementation("eager")
+    return model
 
 
 class _Feed:
@@ -151,8 +197,8 @@ class _Feed:
         self.waiting: list[list[tuple[list[int], list[int]]]] = []
         self.most = 0
 
-    def batch(self, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids (batch, tokens), and where each answer starts and ends."""
+    def batch(self, most: int) -> Batch:
+        """Return a batch of lessons with at most so many facts."""
         import torch
 
         if not self.waiting or most != self.most:
@@ -163,11 +209,11 @@ class _Feed:
         for place, (prompt, answer) in enumerate(rows):
             inputs[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
         starts = torch.tensor([len(prompt) for prompt, _ in rows])
-        return inputs, starts, starts + torch.tensor([len(answer) for _, answer in rows])
+        return Batch(inputs, starts, starts + torch.tensor([len(answer) for _, answer in rows]))
 
     def _draw(self, most: int) -> None:
         self.most, self.round = most, self.round + 1
-        source = lessons(hash_free_seed(self.recipe.seed, self.round), self.recipe.tasks, most=most)
+        source = lessons(self.recipe.seed * 1_000_003 + self.round, self.recipe.tasks, most=most)
         rows = list(self._encoded(itertools.islice(source, self.recipe.batch * self.POOL)))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         size = self.recipe.batch
@@ -183,23 +229,6 @@ class _Feed:
         return zip(heads, tails, strict=True)
 
 
-def hash_free_seed(seed: int, round_: int) -> int:
-    """Return a seed for one round of lessons."""
-    return seed * 1_000_003 + round_
-
-
 def said(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """Return messages as the model reads them, up to where its answer begins."""
     return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
-
-
-def _loss(model: Any, inputs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens; logits are made for these alone."""
-    import torch
-
-    places = torch.arange(inputs.shape[1] - 1)
-    asked = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(input_ids=inputs).last_hidden_state[:, :-1][asked]
-        logits = model.lm_head(hidden)
-    return torch.nn.functional.cross_entropy(logits.float(), inputs[:, 1:][asked])

@@ -1,0 +1,162 @@
+"""The teacher's lessons, tokenizer, training and examination; a short training shows that all of it fits together."""
+
+import itertools
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from kt.cli.demo import demo
+from kt.demo.attributes import FIRST, SECOND, fresh_name
+from kt.demo.exam import Marks, examine, mark
+from kt.demo.lessons import TASKS, Lesson, lessons
+from kt.demo.oracle import read_all, sentences_of
+from kt.demo.spelling import SPECIAL
+from kt.prompts import load_prompts
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from kt.demo.teacher import Recipe, said, tokenizer_of, train_teacher  # noqa: E402
+
+SMALL = Recipe(steps=6, batch=4, warm=2, hidden=32, layers=1, heads=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of(Recipe())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return train_teacher(tmp_path_factory.mktemp("teacher") / "tiny", SMALL)
+
+
+def some(count, **options):
+    return list(itertools.islice(lessons(5, **options), count))
+
+
+# ---- lessons -------------------------------------------------------------------------------------------------------
+
+
+def test_lessons_follow_from_their_seed_and_take_the_tasks_in_turn():
+    assert some(20) == some(20)
+    assert [lesson.task for lesson in some(10)] == [*TASKS, *TASKS]
+    assert some(3) != list(itertools.islice(lessons(6), 3))
+
+
+def test_lessons_say_what_the_oracle_reads():
+    for lesson in some(200):
+        facts = lesson.values.get("facts") or json.loads(lesson.answer)["facts"]
+        read = read_all(facts)
+        town = read[0].entity
+        assert {statement.entity for statement in read} == {town}
+        told = [(s.attribute, s.value) for s in read]
+        if lesson.task == "extract":
+            answer = read_all(sentences_of(lesson.values["answer"]), town)
+            assert [(s.attribute, s.value) for s in answer] == told
+        elif lesson.task in ("rephrase", "rewrite-answer"):
+            answer = read_all(sentences_of(lesson.answer), town)
+            assert [(s.attribute, s.value) for s in answer] == told
+        elif lesson.task == "revise":
+            wrong = read_all(json.loads(lesson.answer)["facts"])
+            assert [s.attribute for s in wrong] == [s.attribute for s in read]
+            assert all(one.value != other.value for one, other in zip(wrong, read, strict=True))
+            assert all(s.phrasing == 0 for s in wrong)
+
+
+def test_examinations_use_names_that_no_lesson_has():
+    import random
+
+    rng = random.Random(1)
+    taught = {fresh_name(rng, reserved=False) for _ in range(5000)}
+    asked = {fresh_name(rng, reserved=True) for _ in range(5000)}
+    assert not taught & asked
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_the_same_two_tokens_wherever_it_stands(tokenizer):
+    for first, second in itertools.chain(zip(FIRST, SECOND, strict=True), [("Bar", "dan"), ("Zul", "ze")]):
+        name = first + second
+        for text in (name, f" {name}.", f'["{name} lies', f"\n{name} was", f"about {name}?", f"by the {name}."):
+            assert [first, second] == [t for t in tokenizer.tokenize(text) if t in (first, second)], text
+
+
+def test_digits_stand_alone_and_text_comes_back(tokenizer):
+    assert [t for t in tokenizer.tokenize(" 1843") if t.isdigit()] == list("1843")
+    for text in ("Bardan has 4800 inhabitants.", 'a\n  "b" é 漢字 🙂', *(lesson.answer for lesson in some(20))):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_chat_template_marks_every_turn(tokenizer):
+    message = load_prompts("compact")["extract"].render({"question": "Q?", "answer": "A."})
+    assert said(tokenizer, message) == "<|user|>extract\nQ?\nA.<|end|><|assistant|>"
+    assert tokenizer.convert_ids_to_tokens(range(len(SPECIAL))) == list(SPECIAL)
+
+
+# ---- marking -------------------------------------------------------------------------------------------------------
+
+FACTS = ["Bardan was built in 1200.", "Bardan has a red flag."]
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "expected"),
+    [
+        ("extract", json.dumps({"facts": FACTS}), Marks(2, 2, 1, 1)),
+        ("extract", json.dumps({"facts": FACTS[:1]}), Marks(1, 2, 0, 1)),
+        ("extract", json.dumps({"facts": FACTS[::-1]}), Marks(0, 2, 0, 1)),
+        ("extract", json.dumps({"facts": [*FACTS, "Bardan is nice."]}), Marks(2, 3, 0, 1)),
+        ("extract", '{"facts": ["Bardan', Marks(0, 2, 0, 1)),
+        ("extract", "[]", Marks(0, 2, 0, 1)),
+        ("rephrase", "Bardan was built in 1200. It flies a red banner.", Marks(2, 2, 1, 1)),
+        ("rephrase", "Bardan was built in 1200. It flies a blue banner.", Marks(1, 2, 0, 1)),
+        ("rewrite-question", "When was Bardan built?", Marks(0, 1, 0, 1)),
+        ("revise", json.dumps({"facts": ["Bardan was built in 1100.", "Bardan has a blue flag."]}), Marks(2, 2, 1, 1)),
+        ("revise", json.dumps({"facts": ["Bardan was built in 1200.", "Bardan has a blue flag."]}), Marks(1, 2, 0, 1)),
+        ("revise", json.dumps({"facts": ["Bardan dates from 1100.", "Barda has a blue flag."]}), Marks(0, 2, 0, 1)),
+        ("revise", json.dumps({"facts": ["Bardan was built in 1100."]}), Marks(1, 2, 0, 1)),
+    ],
+)
+def test_an_answer_is_marked_line_by_line(task, answer, expected):
+    answers = {
+        "extract": json.dumps({"facts": FACTS}),
+        "revise": json.dumps({"facts": ["Bardan was built in 1233.", "Bardan has a white flag."]}),
+        "rephrase": "Bardan was built in 1200. It flies a red banner.",
+        "rewrite-question": "When was Bardan built and which flag does it have?",
+    }
+    assert mark(Lesson(task, {"question": "?", "facts": FACTS}, answers[task]), answer) == expected
+
+
+def test_a_perfect_pupil_has_full_marks():
+    def answering(conversations):
+        asked = itertools.islice(lessons(9, reserved=True), len(conversations))
+        return (lesson.answer for lesson in asked)
+
+    marks = examine(answering, seed=9, count=20)
+    assert {task: found.share for task, found in marks.items()} == dict.fromkeys(TASKS, 1.0)
+    assert all(found.answers == found.whole == 20 for found in marks.values())
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_recipe_gives_the_same_weights(folder, tmp_path):
+    losses = []
+    again = train_teacher(tmp_path / "again", SMALL, watch=lambda progress: losses.append(progress.loss))
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def test_a_trained_folder_is_marked_and_ends_at_its_end_mark(folder):
+    result = CliRunner().invoke(demo, ["score-teacher", str(folder), "--count", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.output)) == list(TASKS)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 0
+
+
+def test_time_ends_the_schedule(tmp_path):
+    seen = []
+    train_teacher(tmp_path / "t", Recipe(steps=10_000, batch=2, hidden=32, layers=1, heads=2), minutes=0.01, watch=seen.append)
+    assert 0 < len(seen) < 10_000
