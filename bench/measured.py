@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,12 @@ def median_ratio(found: dict[str, list[float]], one: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(found[one], found[other], strict=True))
 
 
+def prompts(count: int) -> list[str]:
+    """Prompts of about 1.5 KB, every one different."""
+    words = ["".join(random.Random(n).choices("aeioulnrst", k=3 + n % 6)) for n in range(2000)]
+    return [f"{n}: " + " ".join(random.Random(n).choices(words, k=220)) for n in range(count)]
+
+
 def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -56,6 +63,11 @@ def peers_python() -> Path | None:
     """The interpreter of the peers' own environment, or None; bench/README.md says how to make it."""
     path = Path(os.environ.get("KT_BENCH_PEERS", "/work/venv-peers")) / "bin" / "python"
     return path if path.exists() else None
+
+
+def peer_rate(python: Path | str, what: str, name: str, url: str, count: int) -> float:
+    """Let the peers' own interpreter measure one of them."""
+    return float(run([str(python), str(Path(__file__).with_name("peers.py")), what, name, url, str(count)]).split()[-1])
 
 
 def report(name: str, result: dict) -> None:

@@ -1,6 +1,6 @@
 """Start-up: `kt --help` against an interpreter that only imports click, taking turns.
 
-    python bench/startup.py [--rounds 25]
+python bench/startup.py [--rounds 25]
 """
 
 import argparse
