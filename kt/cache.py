@@ -27,7 +27,7 @@ Task = Literal["write", "score"]
 """What a model is used for: texts and a server's log-probabilities, or scores in this process."""
 
 _SELECT = (
-    "SELECT key, text, status, model, finish_reason, answered_by, prompt_tokens, completion_tokens, cost"
+    "SELECT text, status, model, finish_reason, answered_by, prompt_tokens, completion_tokens, cost"
     " FROM completions WHERE key = ?"
 )
 
@@ -128,7 +128,7 @@ class Cache:
             found = self._execute(_SELECT, (key,)).fetchone()
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
-        return Completion._make(found) if found else None
+        return Completion(key, *found) if found else None
 
     def put(self, rows: Iterable[Row]) -> None:
         """Store rows and end their leases, in one transaction, committed on return. What is there is never replaced."""
