@@ -178,12 +178,14 @@ class Endpoint:
     def _http(self) -> aiohttp.ClientSession:
         import aiohttp
 
+        from kt.resolver import SystemResolver
+
         if self._session is None:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
             if self.api_key:
                 headers["Authorization"] = f"Bearer {self.api_key}"
-            limits = aiohttp.ClientTimeout(total=self.timeout, connect=None, sock_connect=CONNECT_SECONDS)
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+            limits = aiohttp.ClientTimeout(total=self.timeout, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, resolver=SystemResolver())
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=headers, timeout=limits, auto_decompress=True, trust_env=False
             )

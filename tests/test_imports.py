@@ -22,6 +22,7 @@ ORDER = [
     "cache_schema",
     "cache",
     "cache_admin",
+    "resolver",
     "endpoint",
     "client",
     "offline",

@@ -88,6 +88,31 @@ def test_that_detector_would_see_a_child_that_tries() -> None:
     assert int(done.stdout) > 0
 
 
+SLOW = """
+import pathlib, subprocess, sys, time
+root = pathlib.Path(sys.argv[1])
+(root / 'resolv.conf').write_text('nameserver 10.99.0.1\\n')
+subprocess.run(['mount', '--bind', root / 'resolv.conf', '/etc/resolv.conf'], check=True)
+def seconds(*args):
+    started = time.monotonic()
+    subprocess.run([sys.executable, '-m', 'kt', *args], capture_output=True)
+    return time.monotonic() - started
+common = ['build-data', '--backend', 'openai', '--model', 'm', '--data', sys.argv[2], '--difficulty', 'all',
+    '--cache', str(root / 'c'), '--out', str(root / 'out'), '--base-url']
+usual = seconds(*common, 'http://127.0.0.1:9/v1')
+for address in ('http://gpu.example.org:8000/v1', 'http://10.99.0.7:8000/v1'):
+    print(seconds(*common, address) - usual)
+for other in (['doctor'], ['cache', 'stats', '--cache', str(root / 'c')], ['check'], ['--help']):
+    print(seconds(*other) - usual)
+"""
+
+
+def test_a_network_that_swallows_packets_delays_no_command_by_more_than_two_seconds(tmp_path: Path, data: Path) -> None:
+    done = in_namespace(SLOW, tmp_path, data, outside=True)
+    assert done.returncode == 0, done.stderr
+    assert max(map(float, done.stdout.split())) < 2
+
+
 ENGINE = (
     COUNTER
     + """
