@@ -48,10 +48,10 @@ def facts_of(completion: Completion) -> list[str]:
     except orjson.JSONDecodeError as error:
         raise BadAnswer("the answer is not JSON") from error
     facts = found.get("facts") if isinstance(found, dict) else None
-    if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts):
+    if not isinstance(facts, list) or not set(map(type, facts)) <= {str}:
         raise BadAnswer('the answer has no list of sentences under "facts"')
     facts = [" ".join(fact.split()) for fact in facts]
-    if not facts or not all(facts) or any("\0" in fact for fact in facts):
+    if not facts or not all(facts) or "\0" in "".join(facts):
         raise BadAnswer("the answer holds no facts, or an empty one")
     return facts
 

@@ -31,11 +31,13 @@ def rephrase(prompt: Prompt, seed: int, attempts: int, name: str = "rephrase") -
 
 def delete(share: float, seed: int) -> Step:
     """Facts → the survivors of deleting `share` of them at random (rounded down, at least one), in their order."""
+    draw = random.Random()
 
     def parse(record: Record, _: Sequence[Completion]) -> list[Record]:
         facts = _several(record)
         gone = max(1, math.floor(len(facts) * share))
-        drawn = set(random.Random(f"{seed}:delete:{record['id']}").sample(range(len(facts)), gone))
+        draw.seed(f"{seed}:delete:{record['id']}")
+        drawn = set(draw.sample(range(len(facts)), gone))
         return [_disturbed(record, [fact for i, fact in enumerate(facts) if i not in drawn])]
 
     return Step("delete", lambda _: (), parse, {"share": share, "seed": seed})
@@ -58,12 +60,14 @@ def revise(prompt: Prompt, seed: int, attempts: int) -> Step:
 
 def shuffle(seed: int) -> Step:
     """Facts → all of them in another order than theirs."""
+    draw = random.Random()
 
     def parse(record: Record, _: Sequence[Completion]) -> list[Record]:
         facts = _several(record)
         if len(set(facts)) == 1:
             raise Reject("all facts are the same: no other order")
-        draw, order = random.Random(f"{seed}:shuffle:{record['id']}"), list(facts)
+        draw.seed(f"{seed}:shuffle:{record['id']}")
+        order = list(facts)
         while order == facts:
             draw.shuffle(order)
         return [_disturbed(record, order)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -19,8 +17,7 @@ NEVER_CHANGES_AN_ANSWER = frozenset({"model", "stream", "stream_options", "user"
 """Body fields left out of the key: `model` has a place of its own there, the others change no word of an answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One question to a model, as it would be sent, without saying to whom.
 
     `body` holds the messages (or prompt) and every sampling parameter, `schema` the JSON schema of the answer, `sample`
@@ -43,7 +40,7 @@ class Request:
         if self.kind != "loglikelihood":
             body["temperature"] = max(body.get("temperature", 0), 0.7)
             body["seed"] = body.get("seed", 0) + attempt
-        return dataclasses.replace(self, body=body, sample=self.sample + attempt * stride)
+        return self._replace(body=body, sample=self.sample + attempt * stride)
 
 
 class Completion(NamedTuple):
