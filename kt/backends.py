@@ -15,7 +15,7 @@ from kt.cache import Cache, Task
 from kt.client import Backend
 from kt.config import BuildConfig
 from kt.endpoint import Answer, Dialect, Endpoint
-from kt.errors import InputError, OfflineError
+from kt.errors import EngineError, InputError, OfflineError, Unavailable
 from kt.offline import check_addresses, go_offline
 from kt.prices import price_of
 from kt.request import Request
@@ -58,7 +58,7 @@ class StartedEndpoint:
         return 0.0
 
     async def send(self, request: Request) -> Answer:
-        """Ask the engine, starting it first if need be; EngineError with its log's end if it has died."""
+        """Ask the engine, starting it first if need be; Unavailable, with its log's end, if it has died."""
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:
@@ -68,9 +68,16 @@ class StartedEndpoint:
         assert self.server is not None
         try:
             return await self._inner.send(request)
-        except Exception:
-            await asyncio.to_thread(self.server.check)
+        except Unavailable:
+            self._say_if_dead()
             raise
+
+    def _say_if_dead(self) -> None:
+        assert self.server is not None
+        try:
+            self.server.check()
+        except EngineError as death:
+            raise Unavailable(str(death)) from death
 
     def _serve(self) -> None:
         self.server = self._stack.enter_context(self.start())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,8 +130,17 @@ def run(build: Build) -> None:
         for aspect, source in worse.items():
             name = worse[aspect] = f"rephrase-{source}"
             build.step(compare.rephrase(prompts["rephrase"], seed, attempts, name), source)
+    _remove_stale(build)
     build.result.sets = write_sets(build.out, {aspect: build.records(step) for aspect, step in worse.items()})
     _write_manifest(build)
+
+
+def _remove_stale(build: Build) -> None:
+    """Remove what an earlier run into this folder left of steps that this one does not have."""
+    shutil.rmtree(build.out / "sets", ignore_errors=True)
+    optional = {"score", *compare.ASPECTS.values(), *(f"rephrase-{step}" for step in compare.ASPECTS.values())}
+    for name in optional - {step.name for step in build.result.steps}:
+        shutil.rmtree(build.out / name, ignore_errors=True)
 
 
 def _read_items(build: Build) -> StepResult:

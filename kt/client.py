@@ -13,7 +13,7 @@ import orjson
 
 from kt.cache import LEASE_SECONDS, Cache, Row, Task, explain, now, put_rows
 from kt.endpoint import Answer, TooLong
-from kt.errors import BackendError, BudgetError, Unavailable
+from kt.errors import BackendError, BudgetError, CacheError, Unavailable
 from kt.request import Completion, Request, canonical, chat, key_of
 
 Result = TypeVar("Result")
@@ -242,7 +242,8 @@ class Client:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
-            self.cache.heartbeat()
+            with contextlib.suppress(CacheError):  # what is wrong with the cache, the next completion will say
+                self.cache.heartbeat()
 
     def close(self) -> None:
         """Close connections, and the loop if it is this client's; the cache is its opener's to close."""

@@ -36,10 +36,9 @@ def _step(out: Path, name: str) -> Iterator[Record]:
 
 
 def _write_facts(out: Path, path: Path) -> int:
-    scores = _step(out, "score") if (out / "score" / "manifest.json").exists() else iter(())
     count = 0
     with jsonl_writer(path) as write:
-        for record, scored, chosen in follow(_step(out, "extract"), scores, _step(out, "choose")):
+        for record, scored, chosen in follow(_step(out, "extract"), _step(out, "score"), _step(out, "choose")):
             found = {"perplexities": scored["perplexities"]} if scored else {}
             write({**record, **found, "kept": chosen["kept"] if chosen else []})
             count += 1

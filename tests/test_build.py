@@ -96,6 +96,17 @@ def test_rejected_answers_can_be_rephrased_too(tmp_path: Path) -> None:
     assert all(p["rejected"].startswith("In short: ") for p in pairs)
 
 
+def test_a_smaller_run_into_the_same_folder_leaves_nothing_of_the_larger(tmp_path: Path) -> None:
+    with scripted_server(tmp_path) as server:
+        common = [*at(server), "--data", questions(tmp_path, 4), "--cache", tmp_path / "c"]
+        assert kt(*common, "--out", tmp_path / "a").returncode == 0
+        for out in ("a", "b"):
+            assert kt(*common, "--out", tmp_path / out, "--aspect", "logicality", "--limit", "2").returncode == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert (tmp_path / "a/sets/kc-logicality.jsonl").exists()
+    assert not (tmp_path / "a/sets/kc-factuality.jsonl").exists()
+
+
 # ---- killed, raced, stopped ------------------------------------------------------------------------------------------
 
 

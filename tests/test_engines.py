@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,36 @@ def test_kt_starts_the_engine_only_when_something_is_missing(tiny_gguf: Path, qu
     assert (done := kt("build-data", *common, "--out", tmp_path / "b")).returncode == 0, done.stderr
     assert not (tmp_path / "b/engine.log").exists()
     same_tree(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.xdist_group("llama")
+def test_an_engine_of_kts_own_that_dies_is_unavailable_with_its_log(tiny_gguf: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    from kt.backends import writers
+    from kt.cache import Cache
+    from kt.config import BuildConfig
+    from kt.errors import Unavailable
+    from kt.request import chat
+
+    config = BuildConfig(data=["x"], out="x", backend="llama-cpp", model=str(tiny_gguf), retries=0)
+    asked = chat([{"role": "user", "content": "ask\nQ?\nA fact."}], {"max_tokens": 8, "temperature": 0})
+
+    async def ask_kill_ask() -> None:
+        with Cache(tmp_path / "c") as cache:
+            (engine,) = writers(config, cache, tmp_path / "log")
+            try:
+                await engine.send(asked)
+                os.kill(engine.server.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+                engine.server.process.wait()  # type: ignore[attr-defined]
+                await asyncio.sleep(0.5)
+                with pytest.raises(Unavailable, match=r"llama-cpp ended.*The end of"):
+                    await engine.send(asked)
+            finally:
+                await engine.close()
+                engine.stop()  # type: ignore[attr-defined]
+
+    asyncio.run(ask_kill_ask())
 
 
 @pytest.mark.xdist_group("llama")
