@@ -109,8 +109,11 @@ def main() -> None:
     texts = prompts(int(count))
     with tempfile.TemporaryDirectory() as folder:
         ask, again = WAYS[name](url, folder)
-        rate = asyncio.run(at_once(ask, texts))
-        print(one_by_one(again, texts) if what == "cached" else rate)
+        if what == "first":
+            print(asyncio.run(at_once(ask, texts)))
+            return
+        one_by_one(again, texts)
+        print(one_by_one(again, texts))
 
 
 if __name__ == "__main__":
