@@ -17,7 +17,7 @@ from instant_server import instant_server
 from measured import interleaved, median_ratio, medians, peer_rate, peers_python, prompts, report, target
 
 CONCURRENCY = 64
-PEERS = ("AsyncOpenAI", "LiteLLM, disk cache", "LangChain, SQLiteCache", "DSPy, disk and memory cache")
+PEERS = ("AsyncOpenAI", "LiteLLM, disk cache", "LangChain, SQLiteCache", "DSPy, disk cache")
 
 
 def kt_rate(url: str, count: int) -> float:

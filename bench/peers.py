@@ -5,7 +5,6 @@ python bench/peers.py cached NAME URL PROMPTS    the same asked again once every
 """
 
 import asyncio
-import os
 import sys
 import tempfile
 import time
@@ -81,11 +80,10 @@ def langchain(url, folder):
     return ask, lambda text: model.invoke(text).content
 
 
-def dspy(url, folder):
-    os.environ["DSPY_CACHEDIR"] = folder
+def dspy(url, folder, memory=False):
     import dspy
 
-    dspy.configure_cache(enable_disk_cache=True, enable_memory_cache=True, disk_cache_dir=folder)
+    dspy.configure_cache(enable_disk_cache=True, enable_memory_cache=memory, disk_cache_dir=folder)
     model = dspy.LM("openai/m", api_base=url, api_key="x", num_retries=0, **ASKED)
 
     async def ask(text):
@@ -98,7 +96,8 @@ WAYS = {
     "AsyncOpenAI": async_openai,
     "LiteLLM, disk cache": litellm,
     "LangChain, SQLiteCache": langchain,
-    "DSPy, disk and memory cache": dspy,
+    "DSPy, disk cache": dspy,
+    "DSPy, cache in memory": lambda url, folder: dspy(url, folder, memory=True),
 }
 
 
