@@ -304,3 +304,10 @@ def test_other_tools_read_it(tmp_path: Path, cache: Cache) -> None:
     command[-1] += " json_extract(response, '$.choices[0].message.content') AS t FROM completions"
     read = subprocess.run(command, capture_output=True, text=True)
     assert {(r["m"], r["t"]) for r in json.loads(read.stdout)} == {("m", "yes"), ("m", "early"), ("m", "x")}
+    datasette = Path(sys.executable).with_name("datasette")
+    if datasette.exists():
+        cache.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        served = subprocess.run(
+            [datasette, cache.path, "--get", "/c/completions.json?_shape=array"], capture_output=True, text=True
+        )
+        assert {r["text"] for r in json.loads(served.stdout)} == {"yes", "early", "x"}
