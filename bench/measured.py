@@ -61,7 +61,7 @@ def kt_command() -> str:
 
 def peers_python() -> Path | None:
     """The interpreter of the peers' own environment, or None; bench/README.md says how to make it."""
-    path = Path(os.environ.get("KT_BENCH_PEERS", "/work/venv-peers")) / "bin" / "python"
+    path = Path(os.environ.get("KT_BENCH_PEERS", ".venv-peers")) / "bin" / "python"
     return path if path.exists() else None
 
 
