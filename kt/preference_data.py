@@ -1,0 +1,73 @@
+"""KC pair rows into items ready for training: pairs that share prompt and chosen answer in one row, checked early."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kt.errors import InputError
+from kt.packing import Row
+from kt.preference_rows import encode_answer, pack_answers
+from kt.records import Record, read_jsonl
+from kt.template import render_prompt
+
+
+@dataclass(frozen=True)
+class PackedItem:
+    """One row of tokens with its chosen answer first; `ids` and `aspects` name its pairs, one a rejected answer.
+
+    `lengths` has the scored tokens of every answer, the chosen one's first.
+    """
+
+    row: Row
+    lengths: list[int]
+    ids: list[str]
+    aspects: list[str]
+
+
+def read_pairs(path: str | Path) -> list[Record]:
+    """Read a KC pair file; a pair without a real choice in it is an InputError that names file and id."""
+    pairs = list(read_jsonl(path))
+    if not pairs:
+        raise InputError(f"{path} has no pairs: build the data first")
+    for number, pair in enumerate(pairs, 1):
+        _check(pair, f"{path} pair {number}")
+    return pairs
+
+
+def pack_pairs(tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca", max_length: int = 1024) -> list[PackedItem]:
+    """Lay pairs of one prompt and chosen answer into one row each, in order of first appearance.
+
+    Raises InputError with the count and the first ids where prompt + answer has more than `max_length` tokens: cutting
+    it would lose the EOS.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for pair in pairs:
+        groups.setdefault((pair["prompt"], pair["chosen"]), []).append(pair)
+    items, too_long = [], []
+    for (question, chosen), group in groups.items():
+        prompt = render_prompt(question, template, tokenizer)
+        answers = [encode_answer(tokenizer, prompt, text) for text in (chosen, *(pair["rejected"] for pair in group))]
+        if max(len(answer.ids) for answer in answers) > max_length:
+            too_long.extend(pair["id"] for pair in group)
+            continue
+        row = pack_answers(answers[0], answers[1:])
+        lengths = [answer.tokens for answer in answers]
+        items.append(PackedItem(row, lengths, [pair["id"] for pair in group], [pair["aspect"] for pair in group]))
+    if too_long:
+        raise InputError(
+            f"{len(too_long)} pairs are longer than {max_length} tokens ({', '.join(too_long[:5])}"
+            f"{', ...' if len(too_long) > 5 else ''}): raise max_length or remove them"
+        )
+    return items
+
+
+def _check(pair: Record, where: str) -> None:
+    for key in ("id", "aspect", "prompt", "chosen", "rejected"):
+        if not isinstance(pair.get(key), str):
+            raise InputError(f"{where} has no text {key!r}: KC pairs have id, item, aspect, prompt, chosen, rejected")
+    for key in ("prompt", "chosen", "rejected"):
+        if not pair[key].strip():
+            raise InputError(f"{where} ({pair['id']}): {key!r} is empty: remove the pair")
+    if pair["chosen"] == pair["rejected"]:
+        raise InputError(f"{where} ({pair['id']}): chosen and rejected are equal, there is nothing to learn: remove the pair")
