@@ -10,7 +10,7 @@ demo: $(VENV)/demo.done  ## the main job on the embedded default
 	$(BIN)/python -m kt.demo.first_run runs/demo
 
 test: $(VENV)/test.done lint  ## lint, format, types, and every test that this machine can run
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

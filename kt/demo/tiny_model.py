@@ -25,4 +25,5 @@ def make_tiny_model(
             progress(state.step, state.steps, state.loss)
 
     recipe = Recipe(steps=steps, seed=seed, batch=16, warm=20, narrow=steps // 2)
-    return train_teacher(folder, recipe, threads=None, watch=watch)
+    # One thread: beside any other job two spin against each other and take ten times as long.
+    return train_teacher(folder, recipe, threads=1, watch=watch)
