@@ -44,7 +44,8 @@ def pack_pairs(tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca"
     groups: dict[tuple[str, str], list[Record]] = {}
     for pair in pairs:
         groups.setdefault((pair["prompt"], pair["chosen"]), []).append(pair)
-    items, too_long = [], []
+    items: list[PackedItem] = []
+    too_long: list[str] = []
     for (question, chosen), group in groups.items():
         prompt = render_prompt(question, template, tokenizer)
         answers = [encode_answer(tokenizer, prompt, text) for text in (chosen, *(pair["rejected"] for pair in group))]

@@ -30,6 +30,11 @@ class PreferenceBatch:
     answers: Tensor
     count: int
 
+    def to(self, device: Any) -> "PreferenceBatch":
+        """Return the same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "count"}
+        return PreferenceBatch(**moved, count=self.count)
+
 
 def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedFact:
     """Tokenise a rendered prompt and an answer apart, as TRL's prompts that end on a token boundary, and add EOS."""
@@ -71,10 +76,16 @@ def collate(rows: Sequence[Row], lengths: Sequence[Sequence[int]], pad: int = 0)
     )
 
 
-def score_answers(backbone: Any, head: Any, batch: PreferenceBatch) -> AnswerScores:
-    """Run the backbone over the rows and the head (hidden states → logits) over the answer tokens alone."""
-    output = backbone(input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False)
-    logits = head(output.last_hidden_state[batch.rows, batch.sources])
+def score_answers(model: Any, batch: PreferenceBatch) -> AnswerScores:
+    """Score every answer of a batch with a causal language model, making logits only where an answer token is predicted.
+
+    The model itself is called, not its parts: wrappers (PEFT, distributed training) do their work in its forward.
+    """
+    places = batch.sources.unique()
+    output = model(
+        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, logits_to_keep=places, use_cache=False
+    )
+    logits = output.logits[batch.rows, torch.searchsorted(places, batch.sources)]
     log_probs = -functional.cross_entropy(logits.float(), batch.targets, reduction="none")
     return answer_scores(log_probs, batch.answers, batch.count)
 

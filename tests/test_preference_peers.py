@@ -36,12 +36,11 @@ def made(tmp_path):
 
 def ours(model, tokenizer):
     chosen, rejected = (encode_answer(tokenizer, PAIR["prompt"], PAIR[key]) for key in ("chosen", "rejected"))
-    causal = model.get_base_model()
     batch = collate([pack_answers(chosen, [rejected])], [[chosen.tokens, rejected.tokens]])
-    policy = score_answers(causal.model, causal.lm_head, batch)
+    policy = score_answers(model, batch)
     with torch.no_grad():
         model.set_adapter("ref")
-        reference = score_answers(causal.model, causal.lm_head, batch)
+        reference = score_answers(model, batch)
         model.set_adapter("default")
     (chosen_log_prob, rejected_log_prob), (nll, _) = policy.log_probs.split(1), policy.nll_means.split(1)
     return kc_loss(chosen_log_prob, rejected_log_prob, *reference.log_probs.split(1), nll)

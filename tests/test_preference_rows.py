@@ -37,7 +37,7 @@ def encoded(tokenizer):
 def packed(model, groups):
     rows = [pack_answers(group[0], group[1:]) for group in groups]
     batch = collate(rows, [[answer.tokens for answer in group] for group in groups])
-    return score_answers(model.model, model.lm_head, batch)
+    return score_answers(model, batch)
 
 
 def plain(model, answer):
