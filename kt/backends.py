@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from kt.cache import Cache, Task
 from kt.client import Backend
 from kt.config import BuildConfig
-from kt.endpoint import Answer, Dialect, Endpoint
+from kt.endpoint import Endpoint
 from kt.errors import EngineError, InputError, OfflineError, Unavailable
 from kt.offline import check_addresses, go_offline
 from kt.prices import price_of
 from kt.request import Request
 from kt.weights import combined_fingerprint, fingerprint
+from kt.wire import Answer, Dialect
 
 if TYPE_CHECKING:
     from kt.scoring import LocalScorer

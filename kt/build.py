@@ -16,9 +16,10 @@ from kt.cache import Cache
 from kt.client import Client, Counters
 from kt.config import BuildConfig, find_shipped
 from kt.errors import InputError, OutputError
+from kt.items import read_items
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, file_hash, follow, jsonl_writer, output_error, read_items, read_jsonl, write_json
+from kt.records import Record, file_hash, follow, jsonl_writer, output_error, read_jsonl, write_json
 from kt.scoring import score, score_served
 from kt.training_sets import write_sets
 

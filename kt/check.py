@@ -9,8 +9,8 @@ from typing import Any
 
 from kt.config import BuildConfig, read_yaml, validate
 from kt.errors import ConfigError, KtError
+from kt.items import read_items
 from kt.prompts import load_prompts
-from kt.records import read_items
 
 SHORT_ANSWER_WORDS = 10
 """The paper keeps answers of at least this many words: shorter ones hold hardly a fact."""

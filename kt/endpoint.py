@@ -11,20 +11,18 @@ import email.utils
 import random
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import orjson
 
 from kt.errors import InputError, Refused, Unavailable
 from kt.request import Request
+from kt.wire import Answer, Dialect, Transient, message_of, read_answer, wire_body
 
 if TYPE_CHECKING:
     import aiohttp
-
-Dialect = Literal["vllm", "llama-cpp", "openai"]
 
 CONNECT_SECONDS = 1.5
 """A network that swallows packets may cost a command this long once, not once a call."""
@@ -36,19 +34,6 @@ _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _TOO_LONG = re.compile(
     r"context (length|window)|maximum.{0,20}(length|tokens)|too (long|many tokens)|exceeds? .{0,40}context", re.I
 )
-
-
-class Answer(NamedTuple):
-    """What a backend said: the body as received and what matters in it. `status` is "ok" until judged otherwise."""
-
-    response: str
-    text: str
-    status: str
-    finish_reason: str
-    answered_by: str
-    prompt_tokens: int
-    completion_tokens: int
-    latency: float
 
 
 @dataclass
@@ -111,7 +96,7 @@ class Endpoint:
                 if limits > MOST_RATE_LIMITS or limit.seconds > LONGEST_PAUSE_SECONDS:
                     raise Unavailable(f"{replica.url}: rate limit (429), asked to wait {limit.seconds:.0f} s") from limit
                 replica.paused_until = max(replica.paused_until, time.monotonic() + limit.seconds)
-            except _Transient as problem:
+            except Transient as problem:
                 failures += 1
                 if failures > self.retries:
                     self._mark_down(replica, str(problem))
@@ -150,7 +135,7 @@ class Endpoint:
         except TimeoutError as error:
             raise _Unreachable(f"no answer within {self.timeout:g} s (see --timeout)") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _Transient(f"the connection broke off ({type(error).__name__})") from error
+            raise Transient(f"the connection broke off ({type(error).__name__})") from error
         finally:
             replica.in_flight -= 1
         if status == 200:
@@ -159,7 +144,7 @@ class Endpoint:
 
     def _complaint(self, replica: Replica, status: int, body: bytes, kind: str, wait: str | None) -> Exception:
         """Say what an HTTP error means: wait, try again, or give up."""
-        message = _message(body, kind)
+        message = message_of(body, kind)
         if self.api_key:
             message = message.replace(self.api_key, "***")
         if status == 429 and "insufficient_quota" not in message:
@@ -167,7 +152,7 @@ class Endpoint:
         if status in (400, 413, 422, 500) and _TOO_LONG.search(message):
             return TooLong(message)
         if status >= 500 or status in (408, 409, 425):
-            return _Transient(f"HTTP {status}: {message}")
+            return Transient(f"HTTP {status}: {message}")
         advice = {
             401: f"is the key in {self.asked_for_key} right?",
             403: f"may the key in {self.asked_for_key} use this model?",
@@ -229,10 +214,6 @@ class _Unreachable(Exception):
     """Nobody there: this URL is out, another may be tried at once."""
 
 
-class _Transient(Exception):
-    """The server failed at this call: worth another try after a pause."""
-
-
 class _RateLimited(Exception):
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -251,74 +232,6 @@ def check_url(url: str) -> str:
     if parts.username or parts.password or parts.query:
         raise InputError(f"--base-url {parts.hostname}: put no key or password into the URL; use KT_API_KEY")
     return url.rstrip("/")
-
-
-def wire_body(request: Request, model: str, dialect: Dialect) -> dict[str, Any]:
-    """Return the JSON body as this dialect wants it: `json_schema`, or llama.cpp's `json_object` with a schema."""
-    body = {"model": model, **request.body}
-    if request.schema is not None:
-        if dialect == "llama-cpp":
-            body["response_format"] = {"type": "json_object", "schema": request.schema}
-        else:
-            named = {"name": (request.prompt or "answer").replace("-", "_"), "schema": request.schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": named}
-    return body
-
-
-def read_answer(body: bytes, kind: str, content_type: str, latency: float) -> Answer:
-    """Read the four things needed of a 200 reply; a reply that is no completion is a failure worth another try."""
-    try:
-        reply = orjson.loads(body)
-        choice = reply["choices"][0]
-        content = choice["message"].get("content") if kind == "chat" else _prompt_logprobs(choice)
-        refusal = choice["message"].get("refusal") if kind == "chat" else None
-        usage = reply.get("usage") or {}
-        finish = choice.get("finish_reason") or ""
-        text = content or ""
-        return Answer(
-            body.decode(),
-            text,
-            _status(text, finish, refusal, kind),
-            finish,
-            reply.get("model") or "",
-            usage.get("prompt_tokens") or 0,
-            usage.get("completion_tokens") or 0,
-            latency,
-        )
-    except (orjson.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
-        start = body[:60].decode("utf-8", "replace").strip()
-        advice = "is --base-url an OpenAI-compatible server's, ending in /v1?"
-        raise _Transient(f"answered {content_type or 'something'} that is no completion ({start!r}); {advice}") from error
-
-
-def _prompt_logprobs(choice: Mapping[str, Any]) -> str:
-    """Return the prompt's log-probabilities as JSON: they are what a request of kind `completions` is for."""
-    if not choice.get("prompt_logprobs"):
-        raise Refused("the server gives no prompt_logprobs, which only vLLM does: give --scorer PATH, or --difficulty all")
-    return orjson.dumps(choice["prompt_logprobs"]).decode()
-
-
-def _status(text: str, finish: str, refusal: Any, kind: str) -> str:
-    if refusal or finish == "content_filter":
-        return "refused"
-    if kind == "completions":  # asked for log-probabilities, not for words
-        return "ok"
-    if not text.strip():
-        return "empty"
-    return "truncated" if finish == "length" else "ok"
-
-
-def _message(body: bytes, content_type: str) -> str:
-    """Find the sentence in an error body."""
-    try:
-        found: Any = orjson.loads(body)
-        for name in ("error", "message", "detail"):
-            if isinstance(found, Mapping) and name in found:
-                found = found[name]
-        text = found if isinstance(found, str) else orjson.dumps(found).decode()
-    except orjson.JSONDecodeError:
-        text = f"{content_type}: {body[:80].decode('utf-8', 'replace').strip()!r}"
-    return " ".join(text.split())[:300]
 
 
 def _retry_after(value: str | None) -> float:

@@ -12,11 +12,12 @@ from kt.backends import writers
 from kt.cache import Cache
 from kt.client import Client
 from kt.config import BuildConfig, find_shipped
-from kt.endpoint import Dialect, wire_body
+from kt.items import read_items
 from kt.pipeline import Done, Missing, Rejected, Step, outcome
 from kt.prices import price_of
 from kt.prompts import load_prompts
-from kt.records import Record, read_items
+from kt.records import Record
+from kt.wire import Dialect, wire_body
 
 CHARS_PER_TOKEN = 4
 """English text in common tokenizers; an estimate is all that a dry run gives."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kt import __version__
 from kt.client import Asked, Client, unavailable
 from kt.errors import KtError, MissError, Unavailable
-from kt.records import Record, file_hash, jsonl_writer, write_json
+from kt.manifest import Usage, write_manifest
+from kt.records import Record, jsonl_writer
 from kt.request import Completion, Request
 
 Inputs = Callable[[], Iterable[Record]]
@@ -224,7 +224,7 @@ def run_step(
     watcher = watcher or Watcher()
     watcher.begin(step.name, total)
     result = StepResult(step.name, folder / "records.jsonl")
-    usage: dict[tuple[str, str], list[float]] = {}
+    usage = Usage()
     (folder / "manifest.json").unlink(missing_ok=True)
     with jsonl_writer(result.records) as write, jsonl_writer(folder / "rejected.jsonl") as reject:
         for record, found in _outcomes(step, inputs, client, replay, watcher):
@@ -236,8 +236,9 @@ def run_step(
             for made in found.records:
                 write(made)
                 result.written += 1
-            _count(usage, found.completions)
-    _write_manifest(step, result, sources, folder, usage)
+            usage.add(found.completions)
+    counts = {"read": result.read, "written": result.written, "rejected": result.rejected}
+    write_manifest(folder, step.name, step.config, sources, usage, counts)
     watcher.end(result)
     return result
 
@@ -276,46 +277,3 @@ def _miss(step: Step, missed: list[str]) -> MissError:
         f"step {step.name}: the cache lacks {count} completion(s) that this replay needs (first keys: {first});"
         " run with a backend to fill it, or check that --model, --revision, --prompts and --seed are those of the run"
     )
-
-
-def _count(usage: dict[tuple[str, str], list[float]], completions: Sequence[Completion]) -> None:
-    for completion in completions:
-        total = usage.setdefault((completion.model, completion.answered_by), [0, 0, 0, 0.0])
-        total[0] += 1
-        total[1] += completion.prompt_tokens
-        total[2] += completion.completion_tokens
-        total[3] += completion.cost
-
-
-def _write_manifest(
-    step: Step, result: StepResult, sources: Sequence[Path], folder: Path, usage: dict[tuple[str, str], list[float]]
-) -> None:
-    """Write last what proves the step: its existence means that the step is done."""
-    models = [
-        {
-            "model": model,
-            "answered_by": answered_by,
-            "completions": int(total[0]),
-            "prompt_tokens": int(total[1]),
-            "completion_tokens": int(total[2]),
-            "cost": round(total[3], 6),
-        }
-        for (model, answered_by), total in sorted(usage.items())
-    ]
-    manifest = {
-        "step": step.name,
-        "kt": __version__,
-        "config": step.config,
-        "inputs": {_short(source): file_hash(source) for source in sources},
-        "models": models,
-        "read": result.read,
-        "written": result.written,
-        "rejected": result.rejected,
-        "outputs": {name: file_hash(folder / name) for name in ("records.jsonl", "rejected.jsonl")},
-    }
-    write_json(folder / "manifest.json", manifest)
-
-
-def _short(path: Path) -> str:
-    """Name an input by its last two parts, which do not change when a run moves to another machine."""
-    return "/".join(path.parts[-2:])

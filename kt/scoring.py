@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from kt.endpoint import Answer
 from kt.errors import InputError
 from kt.pipeline import Reject, Step
 from kt.records import Record
 from kt.request import Completion, Request
 from kt.template import render_prompt
+from kt.wire import Answer
 
 if TYPE_CHECKING:
     from kt.models import LocalModel

@@ -15,9 +15,10 @@ from scripted_server import KEY, Running, scripted_server
 
 from kt.cache import Cache
 from kt.client import Client
-from kt.endpoint import Endpoint, wire_body
+from kt.endpoint import Endpoint
 from kt.errors import BackendError, BudgetError, InputError, Refused, Unavailable
 from kt.request import Completion, Request, chat
+from kt.wire import wire_body
 
 PARAMS = {"max_tokens": 16, "temperature": 0}
 

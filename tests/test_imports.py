@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "kt"
 ORDER = [
     "errors",
     "records",
+    "items",
     "config",
     "prices",
     "prompts",
@@ -22,12 +23,15 @@ ORDER = [
     "cache_schema",
     "cache",
     "cache_admin",
+    "wire",
     "resolver",
     "endpoint",
+    "group_commit",
     "client",
     "offline",
     "serving",
     "supervise",
+    "manifest",
     "pipeline",
     "augment",
     "compare",
@@ -46,14 +50,15 @@ ORDER = [
     "gguf",
     "check",
     "doctor",
+    "preference",
+    "preference_rows",
+    "preference_data",
+    "train_kc",
 ]
 
 # Over 300 lines for one reason each, said here.
 LONG = {
-    "records.py": "every file format in and out",
-    "endpoint.py": "one endpoint: HTTP, retries, limits and health belong together",
     "client.py": "cache first, then backends: one path",
-    "pipeline.py": "the step and its driver",
 }
 
 

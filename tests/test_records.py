@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from kt.errors import InputError, OutputError
-from kt.records import atomic_file, follow, json_list_writer, read_items, read_jsonl, write_jsonl
+from kt.items import read_items
+from kt.records import atomic_file, follow, json_list_writer, read_jsonl, write_jsonl
 
 ROWS: dict[str, list[Any]] = {
     "alpaca": [{"instruction": "Q?", "input": "", "output": "An answer."}],

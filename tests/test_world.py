@@ -11,7 +11,7 @@ from kt.cli.demo import demo
 from kt.demo.attributes import ATTRIBUTES, FIRST, ORDER, SECOND, is_name, is_value, say, wrong_value
 from kt.demo.oracle import Statement, count_facts, judge, read_sentence, sentences_of
 from kt.demo.world import documents, facts_of, fine_question, fluent_text, make_world, mixed_text, question_items
-from kt.records import read_items
+from kt.items import read_items
 
 WORLD = make_world(3, 40)
 TOWN = next(iter(WORLD.entities.values()))

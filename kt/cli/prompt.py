@@ -9,8 +9,9 @@ import click
 import orjson
 
 from kt.errors import InputError, PromptError
+from kt.items import read_items, read_raw
 from kt.prompts import Message, Prompt, load_prompts
-from kt.records import Record, read_items, read_raw
+from kt.records import Record
 
 _prompts_option = click.option(
     "--prompts", "where", default="default", show_default=True, metavar="SET|DIR", help="A set of prompts: its name or folder."
