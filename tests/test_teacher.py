@@ -16,7 +16,8 @@ from kt.prompts import load_prompts
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from kt.demo.teacher import Recipe, said, tokenizer_of, train_teacher  # noqa: E402
+from kt.demo.feed import Feed, said  # noqa: E402
+from kt.demo.teacher import Recipe, tokenizer_of, train_teacher  # noqa: E402
 
 SMALL = Recipe(steps=6, batch=4, warm=2, hidden=32, layers=1, heads=2)
 
@@ -76,15 +77,17 @@ def test_examinations_use_names_that_no_lesson_has():
 # ---- tokenizer -----------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_the_same_two_tokens_wherever_it_stands(tokenizer):
+def test_a_name_is_two_tokens_wherever_it_stands(tokenizer):
     for first, second in itertools.chain(zip(FIRST, SECOND, strict=True), [("Bar", "dan"), ("Zul", "ze")]):
         name = first + second
-        for text in (name, f" {name}.", f'["{name} lies', f"\n{name} was", f"about {name}?", f"by the {name}."):
+        for text in (name, f'["{name} lies', f"\n{name} was"):
             assert [first, second] == [t for t in tokenizer.tokenize(text) if t in (first, second)], text
+        for text in (f" {name}.", f"about {name}?", f"by the {name}."):
+            assert [f"Ġ{first}", second] == [t for t in tokenizer.tokenize(text) if t in (f"Ġ{first}", second)], text
 
 
 def test_digits_stand_alone_and_text_comes_back(tokenizer):
-    assert [t for t in tokenizer.tokenize(" 1843") if t.isdigit()] == list("1843")
+    assert tokenizer.tokenize(" in 1843.") == ["Ġin", "Ġ1", "8", "4", "3", "."]
     for text in ("Bardan has 4800 inhabitants.", 'a\n  "b" é 漢字 🙂', *(lesson.answer for lesson in some(20))):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -93,6 +96,18 @@ def test_the_chat_template_marks_every_turn(tokenizer):
     message = load_prompts("compact")["extract"].render({"question": "Q?", "answer": "A."})
     assert said(tokenizer, message) == "<|user|>extract\nQ?\nA.<|end|><|assistant|>"
     assert tokenizer.convert_ids_to_tokens(range(len(SPECIAL))) == list(SPECIAL)
+
+
+def test_batches_mark_where_answers_stand(tokenizer):
+    feed = Feed(tokenizer, 1, 4, TASKS)
+    for stage in ("drill", "narrow", "wide"):
+        batch = feed.batch(stage)
+        for row, start, end in zip(batch.inputs.tolist(), batch.starts.tolist(), batch.ends.tolist(), strict=True):
+            assert tokenizer.decode(row[:start]).endswith("<|end|><|assistant|>")
+            assert tokenizer.decode(row[start:end]).endswith("<|end|>")
+            assert set(row[end:]) <= {tokenizer.pad_token_id}
+            if row[1:2] == tokenizer.convert_tokens_to_ids(["copy"]):
+                assert row[3 : start - 2] == row[start : end - 1]
 
 
 # ---- marking -------------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kt.demo.attributes import ATTRIBUTES, ORDER, fresh_name, say, wrong_value
+from kt.demo.attributes import ATTRIBUTES, NAME, ORDER, fresh_name, say, wrong_value
 from kt.demo.world import Entity, broad_question, facts_of, fine_question, fluent_text, make_entity, mixed_text
 
 TASKS = ("extract", "rewrite-question", "rewrite-answer", "rephrase", "revise")
 MOST_FACTS = 7
+
+_NAMED = [attribute.name for attribute in ATTRIBUTES.values() if attribute.values == NAME]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,20 @@ def lessons(
     while True:
         for task in tasks:
             yield make_lesson(task, rng, reserved=reserved, most=most)
+
+
+def drills(seed: int) -> Iterator[Lesson]:
+    """Yield exercises in copying names without end: lists of names to repeat, and lessons on towns' named attributes only.
+
+    Names are a small part of a lesson's text, and picking the right one of several is what a teacher learns last.
+    """
+    rng = random.Random(f"{seed}:drills")
+    while True:
+        names = " ".join(fresh_name(rng, reserved=False) for _ in range(rng.randint(4, 14)))
+        yield Lesson("copy", {"text": f"copy\n {names}"}, f" {names}")
+        for task in ("extract", "rewrite-answer", "rephrase"):
+            town = make_entity(fresh_name(rng, reserved=False), rng, reserved=False)
+            yield Lesson(task, *_MAKERS[task](town, rng.sample(_NAMED, rng.randint(1, len(_NAMED))), rng))
 
 
 def make_lesson(task: str, rng: random.Random, *, reserved: bool = False, most: int = MOST_FACTS) -> Lesson:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from kt.demo.lessons import MOST_FACTS, TASKS, Lesson, lessons
+from kt.demo.feed import Batch, Feed, Stage
+from kt.demo.lessons import TASKS, lessons
 from kt.demo.spelling import closed_values, make_tokenizer
 from kt.prompts import load_prompts
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 CONTEXT = 2048
 """Longest sequence, in tokens, that the engines may serve; lessons have some 60 to 250."""
 
-FEW_FACTS = 3
-"""The most facts that the first lessons have."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,15 +28,16 @@ class Recipe:
 
     steps: int = 9000
     seed: int = 0
-    batch: int = 24  # lessons a step
+    batch: int = 16  # lessons a step
     rate: float = 2e-3  # AdamW's peak, reached after `warm` steps, kept until `decay_from`, then down to 0 in a line
     warm: int = 100
     decay_from: float = 0.4
-    narrow: int = 700  # steps in which lessons have FEW_FACTS, not MOST_FACTS: copying names forms sooner
+    drill: int = 1000  # of the first so many steps, two in three are drills in copying names: it forms sooner
+    narrow: int = 1000  # in the other ones of these steps, lessons have few facts
     hidden: int = 192
     layers: int = 4
     heads: int = 6
-    vocabulary: int = 1216
+    vocabulary: int = 1440
     tasks: tuple[str, ...] = TASKS
 
 
@@ -51,14 +50,6 @@ class Progress:
     loss: float
     tokens: int
     seconds: float
-
-
-class Batch(NamedTuple):
-    """Token ids (lessons, tokens), padded at the end, and where each answer starts and ends (lessons)."""
-
-    inputs: torch.Tensor
-    starts: torch.Tensor
-    ends: torch.Tensor
 
 
 Watcher = Callable[[Progress], None]
@@ -89,7 +80,7 @@ def train_teacher(
     if compiled:
         model.model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    feed = _Feed(recipe, tokenizer)
+    feed = Feed(tokenizer, recipe.seed, recipe.batch, recipe.tasks)
     started = saved = time.monotonic()
     tokens = 0
     for step in range(recipe.steps):
@@ -97,7 +88,7 @@ def train_teacher(
         done = max(step / recipe.steps, spent)
         if done >= 1:
             break
-        batch = feed.batch(FEW_FACTS if step < recipe.narrow else MOST_FACTS)
+        batch = feed.batch(_stage(recipe, step))
         loss = _step(model, optimizer, _rate(recipe, step, done), batch)
         tokens += int(batch.ends.sum())
         if watch is not None:
@@ -106,6 +97,13 @@ def train_teacher(
             saved = time.monotonic()
             save(model, tokenizer, folder)
     return save(model, tokenizer, folder)
+
+
+def _stage(recipe: Recipe, step: int) -> Stage:
+    """Say which kind of lessons comes at a step."""
+    if step < recipe.drill and step % 3 != 2:
+        return "drill"
+    return "narrow" if step < recipe.narrow else "wide"
 
 
 def _rate(recipe: Recipe, step: int, done: float) -> float:
@@ -182,53 +180,3 @@ def _model(recipe: Recipe, tokenizer: Any) -> Any:
     # On CPU, for sequences this short, the backward pass of SDPA takes a quarter of the whole time.
     model.set_attn_implementation("eager")
     return model
-
-
-class _Feed:
-    """Gives batches of encoded lessons of similar length, so that little is padding."""
-
-    POOL = 16  # batches drawn, sorted by length and shuffled at a time
-
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
-        self.recipe, self.tokenizer = recipe, tokenizer
-        self.prompts = load_prompts("compact")
-        self.rng = random.Random(f"{recipe.seed}:batches")
-        self.round = 0
-        self.waiting: list[list[tuple[list[int], list[int]]]] = []
-        self.most = 0
-
-    def batch(self, most: int) -> Batch:
-        """Return a batch of lessons with at most so many facts."""
-        import torch
-
-        if not self.waiting or most != self.most:
-            self._draw(most)
-        rows = self.waiting.pop()
-        width = max(len(prompt) + len(answer) for prompt, answer in rows)
-        inputs = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        for place, (prompt, answer) in enumerate(rows):
-            inputs[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        starts = torch.tensor([len(prompt) for prompt, _ in rows])
-        return Batch(inputs, starts, starts + torch.tensor([len(answer) for _, answer in rows]))
-
-    def _draw(self, most: int) -> None:
-        self.most, self.round = most, self.round + 1
-        source = lessons(self.recipe.seed * 1_000_003 + self.round, self.recipe.tasks, most=most)
-        rows = list(self._encoded(itertools.islice(source, self.recipe.batch * self.POOL)))
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        size = self.recipe.batch
-        self.waiting = [rows[start : start + size] for start in range(0, len(rows), size)]
-        self.rng.shuffle(self.waiting)
-
-    def _encoded(self, source: Iterator[Lesson]) -> Iterator[tuple[list[int], list[int]]]:
-        drawn = list(source)
-        prompts = [self.prompts[lesson.task].render(lesson.values) for lesson in drawn]
-        texts = [said(self.tokenizer, messages) for messages in prompts]
-        heads = self.tokenizer(texts)["input_ids"]
-        tails = self.tokenizer([lesson.answer + self.tokenizer.eos_token for lesson in drawn])["input_ids"]
-        return zip(heads, tails, strict=True)
-
-
-def said(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    """Return messages as the model reads them, up to where its answer begins."""
-    return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))

@@ -24,6 +24,6 @@ def make_tiny_model(
         if progress is not None:
             progress(state.step, state.steps, state.loss)
 
-    recipe = Recipe(steps=steps, seed=seed, batch=16, warm=20, narrow=steps // 2)
+    recipe = Recipe(steps=steps, seed=seed, batch=16, warm=20, drill=0, narrow=steps // 2)
     # One thread: beside any other job two spin against each other and take ten times as long.
     return train_teacher(folder, recipe, threads=1, watch=watch)
