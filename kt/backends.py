@@ -166,7 +166,7 @@ def _fallback(config: BuildConfig) -> Endpoint:
     fallback = config.fallback
     assert fallback is not None
     key = os.environ.get(fallback.api_key_env, "")
-    if not key:
+    if not key and config.backend != "replay":  # a replay reads what the fallback answered, and asks nobody
         raise InputError(f"--fallback {fallback.backend}: no key in {fallback.api_key_env}; set it, or leave out --fallback")
     price = price_of(fallback.model)
     if price is None and config.max_cost is not None:

@@ -249,11 +249,19 @@ class Client:
     def close(self) -> None:
         """Close connections, and the loop if it is this client's; the cache is its opener's to close."""
         if self.parent is not None or self._runner is not None:
-            for backend in self.backends:
-                self._loop().run(backend.close())
+            self._loop().run(self._end())
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+    async def _end(self) -> None:
+        """Close the backends; before the last client does, end what still runs: it would open its connection anew."""
+        others = set() if self.parent else asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for backend in self.backends:
+            await backend.close()
 
     def __enter__(self) -> Client:
         return self

@@ -82,6 +82,11 @@ class BuildConfig(Section):
             raise ValueError("offline and fallback exclude each other: remove one of them")
         if self.backend == "openai" and not self.base_url:
             raise ValueError("backend openai needs base_url, for example http://127.0.0.1:8000/v1")
+        if self.fallback and self.fallback.model == self.model and not self.revision:
+            raise ValueError(
+                f"model and fallback bear the same name, {self.model}: the cache could not tell their answers apart;"
+                " give a revision, for example `revision: local`"
+            )
         return self
 
 

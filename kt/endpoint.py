@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 1.5
 """A network that swallows packets may cost a command this long once, not once a call."""
 COOL_DOWN_SECONDS = 5.0
+"""How long until a URL that failed is looked for again; doubled each time it fails anew without an answer in between."""
+LONGEST_COOL_DOWN_SECONDS = 300.0
+PROBE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 MOST_RATE_LIMITS = 20
 
@@ -42,9 +45,16 @@ class Replica:
 
     url: str
     in_flight: int = 0
-    down_since: float | None = None
+    down: bool = False
+    on_trial: bool = False  # it lists its models again: one call at a time shows whether it also answers
     problem: str = ""
+    cool_down: float = 0.0
     paused_until: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """False while a call to it would wait for nothing."""
+        return not self.down and not (self.on_trial and self.in_flight)
 
 
 @dataclass
@@ -71,12 +81,12 @@ class Endpoint:
             raise InputError(f"the API key in {self.asked_for_key} holds characters that cannot be sent")
         self.replicas = [Replica(check_url(url)) for url in self.urls]
         self._session: aiohttp.ClientSession | None = None
-        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
 
     @property
     def down(self) -> bool:
         """True while no URL of this endpoint answers."""
-        return all(replica.down_since is not None for replica in self.replicas)
+        return not any(replica.usable for replica in self.replicas)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return dollars for tokens at this endpoint's price."""
@@ -90,7 +100,9 @@ class Endpoint:
         while True:
             replica = await self._choose()
             try:
-                return await self._post(replica, path, payload, request.kind)
+                answer = await self._post(replica, path, payload, request.kind)
+                replica.on_trial, replica.cool_down = False, 0.0
+                return answer
             except _RateLimited as limit:
                 limits += 1
                 if limits > MOST_RATE_LIMITS or limit.seconds > LONGEST_PAUSE_SECONDS:
@@ -108,9 +120,8 @@ class Endpoint:
     async def _choose(self) -> Replica:
         """Return the healthy URL with the fewest calls in flight, waiting out a rate limit."""
         while True:
-            healthy = [r for r in self.replicas if r.down_since is None]
+            healthy = [r for r in self.replicas if r.usable]
             if not healthy:
-                self._probe_later()
                 problems = "; ".join(f"{r.url}: {r.problem}" for r in self.replicas)
                 raise Unavailable(problems)
             moment = time.monotonic()
@@ -126,7 +137,7 @@ class Endpoint:
         started = time.monotonic()
         try:
             async with self._http().post(replica.url + path, data=payload, allow_redirects=False) as reply:
-                body = await reply.read()
+                body = self._without_key(await reply.read())
                 status, kind_of_body, wait = reply.status, reply.content_type, reply.headers.get("Retry-After")
         except aiohttp.ConnectionTimeoutError as error:
             raise _Unreachable(f"no connection within {CONNECT_SECONDS} s") from error
@@ -138,15 +149,18 @@ class Endpoint:
             raise Transient(f"the connection broke off ({type(error).__name__})") from error
         finally:
             replica.in_flight -= 1
-        if status == 200:
-            return read_answer(body, kind, kind_of_body, time.monotonic() - started)
-        raise self._complaint(replica, status, body, kind_of_body, wait)
+        if status != 200:
+            raise self._complaint(replica, status, body, kind_of_body, wait)
+        return read_answer(body, kind, kind_of_body, time.monotonic() - started)
+
+    def _without_key(self, body: bytes) -> bytes:
+        """Take the key out of a reply that repeats it, before anything of the reply is shown or kept."""
+        key = self.api_key.encode()
+        return body.replace(key, b"***") if key and key in body else body
 
     def _complaint(self, replica: Replica, status: int, body: bytes, kind: str, wait: str | None) -> Exception:
         """Say what an HTTP error means: wait, try again, or give up."""
         message = message_of(body, kind)
-        if self.api_key:
-            message = message.replace(self.api_key, "***")
         if status == 429 and "insufficient_quota" not in message:
             return _RateLimited(_retry_after(wait))
         if status in (400, 413, 422, 500) and _TOO_LONG.search(message):
@@ -177,34 +191,32 @@ class Endpoint:
         return self._session
 
     def _mark_down(self, replica: Replica, problem: str) -> None:
-        if replica.down_since is None:
-            replica.down_since, replica.problem = time.monotonic(), problem
+        """Take a URL out and look for it in the background: no call waits for it, and none is needed for its return."""
+        if not replica.down:
+            replica.down, replica.on_trial, replica.problem = True, False, problem
+            replica.cool_down = min(2 * replica.cool_down or COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS)
+            self._watches[replica.url] = asyncio.create_task(self._watch(replica))
 
-    def _probe_later(self) -> None:
-        """Look in the background whether a URL that was down answers again: no call waits for it."""
-        for replica in self.replicas:
-            waited = time.monotonic() - (replica.down_since or 0.0)
-            running = self._probes.get(replica.url)
-            if waited > COOL_DOWN_SECONDS and (running is None or running.done()):
-                self._probes[replica.url] = asyncio.create_task(self._probe(replica))
+    async def _watch(self, replica: Replica) -> None:
+        while replica.down:
+            await asyncio.sleep(replica.cool_down)
+            if await self._lists_models(replica):
+                replica.down, replica.on_trial = False, True
 
-    async def _probe(self, replica: Replica) -> None:
+    async def _lists_models(self, replica: Replica) -> bool:
         import aiohttp
 
         try:
-            timeout = aiohttp.ClientTimeout(total=COOL_DOWN_SECONDS)
+            timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS, sock_connect=CONNECT_SECONDS)
             async with self._http().get(replica.url + "/models", timeout=timeout, allow_redirects=False) as reply:
-                if reply.status < 500:
-                    replica.down_since = None
-                    return
+                return reply.status < 500
         except (aiohttp.ClientError, OSError, TimeoutError):
-            pass
-        replica.down_since = time.monotonic()
+            return False
 
     async def close(self) -> None:
-        """End probes and connections."""
-        for probe in self._probes.values():
-            probe.cancel()
+        """End connections and the search for URLs that are down."""
+        for watch in self._watches.values():
+            watch.cancel()
         if self._session is not None:
             await self._session.close()
             self._session = None

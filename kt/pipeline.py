@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,10 +159,17 @@ async def settle(step: Step, record: Record, client: Client) -> Outcome:
         if not now.asked:
             raise unavailable(problem, any(b.fallback for b in client.backends))
         try:
-            await asyncio.gather(*(client.fetch(one) for one in now.asked))
+            await _all(client.fetch(one) for one in now.asked)
         except Unavailable as failure:
             problem = failure
             given_up.add(_index(client, now.asked[0]))
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Completion]]) -> None:
+    """Wait for every call, then raise the first failure: a call left to itself would outlive its run."""
+    for found in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(found, BaseException):
+            raise found
 
 
 def _index(client: Client, asked: Asked) -> int:

@@ -62,9 +62,10 @@ class Scripted:
             return web.json_response({"error": {"message": "Incorrect API key"}}, status=401)
         if not canary:
             self.seen += 1
+        number = self.seen
         if self.args.delay:
             await asyncio.sleep(self.args.delay)
-        broken = await self.broken(request, canary)
+        broken = await self.broken(request, canary, number)
         if broken is not None:
             return broken
         text = answer_to(body)
@@ -77,19 +78,20 @@ class Scripted:
         self.note("answered", digest, canary)
         return response
 
-    async def broken(self, request: web.Request, canary: bool) -> web.StreamResponse | None:
-        mode, count = self.args.mode, self.seen
+    async def broken(self, request: web.Request, canary: bool, count: int) -> web.StreamResponse | None:
+        mode = self.args.mode
         if mode == "ok" or (self.args.after and count <= self.args.after) or (mode == "die" and canary):
             return None
         if mode == "die":
             os._exit(1)
+        echo = "" if self.args.echo_key is None else "x" * self.args.echo_key + request.headers.get("Authorization", "")
         if mode == "html":
-            return web.Response(text="<html><body>nginx</body></html>", content_type="text/html")
+            return web.Response(text=echo or "<html><body>nginx</body></html>", content_type="text/html")
         if mode == "not-json":
             return web.Response(text='{"choices": [', content_type="application/json")
         if mode.isdigit() and (self.args.times == 0 or count <= self.args.times):
             headers = {"Retry-After": self.args.retry_after} if self.args.retry_after else {}
-            return web.json_response({"error": {"message": f"scripted {mode}"}}, status=int(mode), headers=headers)
+            return web.json_response({"error": {"message": f"scripted {mode}{echo}"}}, status=int(mode), headers=headers)
         if mode == "too-long":
             message = "This model's maximum context length is 10 tokens."
             return web.json_response({"error": {"message": message}}, status=400)
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--retry-after", default="")
     parser.add_argument("--need-key", action="store_true")
     parser.add_argument("--garbage", default="text")
+    parser.add_argument("--echo-key", type=int, help="repeat the caller's key in errors, after so many letters")
     parser.add_argument("--salt", default="")
     args = parser.parse_args()
     scripted = Scripted(args)

@@ -26,6 +26,7 @@ def kt(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command(*args), capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
     assert "Traceback" not in done.stderr, done.stderr
     assert "never retrieved" not in done.stderr, done.stderr
+    assert "Unclosed" not in done.stderr, done.stderr
     return done
 
 
@@ -155,6 +156,52 @@ def test_two_processes_send_each_request_once(tmp_path: Path) -> None:
     assert len(received) == 400
     assert len(set(received)) == 400
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_build_goes_on_when_the_other_is_killed(tmp_path: Path) -> None:
+    """The dead process's leases hold up the living one for no longer than it takes to look."""
+    with scripted_server(tmp_path, "--delay", "0.1") as server:
+        common = [*at(server), "--data", questions(tmp_path), "--cache", tmp_path / "c", "--workers", "6"]
+        dies = subprocess.Popen(command(*common, "--out", tmp_path / "a"), stderr=subprocess.DEVNULL)
+        while not server.received():
+            time.sleep(0.02)
+        lives = subprocess.Popen(
+            command(*common, "--out", tmp_path / "b"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while len(server.received()) < 60:
+            time.sleep(0.02)
+        dies.kill()
+        dies.wait()
+        killed = time.monotonic()
+        assert lives.wait(timeout=60) == 0, lives.stderr and lives.stderr.read()
+        assert time.monotonic() - killed < 15  # a lease of a process that could not be looked at would hold for 30
+        received = server.received()
+        assert len(set(received)) == 200
+        assert len(received) <= 206
+
+
+def test_what_the_fallback_answered_is_replayed_without_its_key(tmp_path: Path) -> None:
+    data = questions(tmp_path, 10)
+    with scripted_server(tmp_path / "api", "--need-key") as api:
+        common = ["--data", data, "--cache", tmp_path / "c", "--model", "m", "--fallback", "openai"]
+        common += ["--fallback-url", api.url, "--fallback-model", "big"]
+        first = ["--backend", "openai", "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "a"]
+        assert kt(*common, *first, OPENAI_API_KEY=KEY).returncode == 0
+    replay = kt(*common, "--backend", "replay", "--out", tmp_path / "b", OPENAI_API_KEY="")
+    assert replay.returncode == 0, replay.stderr
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_fallback_of_the_models_own_name_is_refused(tmp_path: Path) -> None:
+    """One name and no revision is one key: the paid model's answers would stand as the local one's."""
+    data = questions(tmp_path, 3)
+    with scripted_server(tmp_path / "api") as api, scripted_server(tmp_path / "local") as local:
+        common = [*at(local), "--data", data, "--cache", tmp_path / "c", "--out", tmp_path / "a", "--fallback", "openai"]
+        common += ["--fallback-url", api.url, "--fallback-model", "m"]
+        refused = kt(*common, OPENAI_API_KEY=KEY)
+        assert refused.returncode == 1
+        assert "bear the same name, m" in refused.stderr
+        assert kt(*common, "--revision", "local", OPENAI_API_KEY=KEY).returncode == 0
 
 
 def test_ctrl_c_keeps_what_came(tmp_path: Path) -> None:
