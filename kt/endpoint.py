@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 1.5
 """A network that swallows packets may cost a command this long once, not once a call."""
+LATELY_SECONDS = 30.0
 COOL_DOWN_SECONDS = 5.0
 """How long until a URL that failed is looked for again; doubled each time it fails anew without an answer in between."""
 LONGEST_COOL_DOWN_SECONDS = 300.0
 PROBE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
 MOST_RATE_LIMITS = 20
+SHORTEST_SECRET = 16
+"""A key of fewer letters (vLLM's customary EMPTY) is no secret and may be a word of an answer: answers are left as they are."""
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _TOO_LONG = re.compile(
@@ -50,6 +53,7 @@ class Replica:
     problem: str = ""
     cool_down: float = 0.0
     paused_until: float = 0.0
+    answered: float = float("-inf")
 
     @property
     def usable(self) -> bool:
@@ -101,7 +105,7 @@ class Endpoint:
             replica = await self._choose()
             try:
                 answer = await self._post(replica, path, payload, request.kind)
-                replica.on_trial, replica.cool_down = False, 0.0
+                replica.on_trial, replica.cool_down, replica.answered = False, 0.0, time.monotonic()
                 return answer
             except _RateLimited as limit:
                 limits += 1
@@ -137,9 +141,11 @@ class Endpoint:
         started = time.monotonic()
         try:
             async with self._http().post(replica.url + path, data=payload, allow_redirects=False) as reply:
-                body = self._without_key(await reply.read())
+                body = await reply.read()
                 status, kind_of_body, wait = reply.status, reply.content_type, reply.headers.get("Retry-After")
         except aiohttp.ConnectionTimeoutError as error:
+            if time.monotonic() - replica.answered < LATELY_SECONDS:  # it lives: this machine or it is merely busy
+                raise Transient(f"no connection within {CONNECT_SECONDS} s") from error
             raise _Unreachable(f"no connection within {CONNECT_SECONDS} s") from error
         except aiohttp.ClientConnectorError as error:
             raise _Unreachable(f"connection failed ({error.os_error.strerror or type(error).__name__})") from error
@@ -149,6 +155,8 @@ class Endpoint:
             raise Transient(f"the connection broke off ({type(error).__name__})") from error
         finally:
             replica.in_flight -= 1
+        if status != 200 or len(self.api_key) >= SHORTEST_SECRET:
+            body = self._without_key(body)
         if status != 200:
             raise self._complaint(replica, status, body, kind_of_body, wait)
         return read_answer(body, kind, kind_of_body, time.monotonic() - started)
@@ -183,8 +191,8 @@ class Endpoint:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
             if self.api_key:
                 headers["Authorization"] = f"Bearer {self.api_key}"
-            limits = aiohttp.ClientTimeout(total=self.timeout, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, resolver=SystemResolver())
+            limits = aiohttp.ClientTimeout(total=self.timeout, sock_connect=CONNECT_SECONDS)
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, resolver=SystemResolver(CONNECT_SECONDS))
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=headers, timeout=limits, auto_decompress=True, trust_env=False
             )

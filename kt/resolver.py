@@ -7,6 +7,7 @@ seconds. c-ares (aiodns) would not, but knows only DNS and the hosts file, not t
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from typing import Any
@@ -15,7 +16,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 
 class SystemResolver(AbstractResolver):
-    """Resolves as the system does; the caller's time-out is kept, and so is the process's end."""
+    """Resolves as the system does, but waits `seconds` at most, and never holds the process at its end."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """Return the addresses of a host; OSError if there are none."""
@@ -31,16 +35,20 @@ class SystemResolver(AbstractResolver):
                 answer.set_result(found)
 
         def look_up() -> None:
-            found: list[Any] | OSError
+            said: list[Any] | OSError
             try:
-                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+                said = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
             except OSError as error:
-                found = error
+                said = error
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, found)
+                loop.call_soon_threadsafe(settle, said)
 
         threading.Thread(target=look_up, daemon=True, name=f"resolve {host}").start()
-        return [_result(host, entry) for entry in await answer]
+        try:
+            found = await asyncio.wait_for(answer, self.seconds)
+        except TimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, f"no name server answered within {self.seconds} s") from error
+        return [_result(host, entry) for entry in found]
 
     async def close(self) -> None:
         """Nothing is held."""

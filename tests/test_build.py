@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import hear_interrupts
 from scripted_server import KEY, Running, scripted_server
 
 
@@ -209,7 +210,7 @@ def test_ctrl_c_keeps_what_came(tmp_path: Path) -> None:
         run = command(
             *at(server), "--data", questions(tmp_path), "--cache", tmp_path / "c", "--out", tmp_path / "a", "--workers", 4
         )
-        process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
         while len(server.received()) < 12:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -129,6 +129,16 @@ def test_a_key_that_the_server_repeats_is_not_shown(cache: Cache, tmp_path: Path
             assert KEY[:8] not in str(caught.value)
 
 
+def test_an_answer_keeps_the_word_that_is_also_the_key(cache: Cache, tmp_path: Path) -> None:
+    with scripted_server(tmp_path) as server:
+        for key, said in (("EMPTY", "The EMPTY set"), (KEY, "The *** set")):
+            with Client(cache, [endpoint(server.url, model=key[:5], api_key=key)]) as client:
+                fill(client, f"The {key} set")
+                row = client.lookup(client.backends[0], ask(f"The {key} set"))
+                assert row is not None
+                assert said in row.text
+
+
 # ---- no noise --------------------------------------------------------------------------------------------------------
 
 

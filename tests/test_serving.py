@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import hear_interrupts
 
 from kt.errors import EngineError, InputError
 from kt.serving import serve
@@ -94,7 +95,8 @@ def started(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[su
     mark = f"kt-test-{os.getpid()}-{time.time_ns()}"
     path = request.getfixturevalue(model)
     command = [sys.executable, "-c", CHILD, engine, str(path), str(tmp_path / "log")]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "KT_TEST_MARK": mark})
+    environment = {**os.environ, "KT_TEST_MARK": mark}
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts)
     assert program.stdout is not None
     assert program.stdout.readline().startswith("http://127.0.0.1:"), (tmp_path / "log").read_text()
     assert len(processes_with(mark)) >= 3  # the program, the supervisor, the engine
@@ -169,15 +171,20 @@ def test_kt_serve_names_the_key_file_and_stops_on_ctrl_c(tiny_gguf: Path, tmp_pa
         "--log",
         str(tmp_path / "l"),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_interrupts
+    )
+    try:
         assert program.stdout is not None
         said = ""
-        while not said.rstrip().endswith("}"):
-            said += program.stdout.readline()
+        while not said.rstrip().endswith("}") and (line := program.stdout.readline()):
+            said += line
         told = json.loads(said)
         key = Path(told["key"])
         assert oct(key.stat().st_mode & 0o777) == "0o600"
         assert get(told["base_url"] + "/models", key.read_text())[0] == 200
         program.send_signal(signal.SIGINT)
         assert program.wait(timeout=30) == 130
+    finally:
+        program.kill()
     assert not key.exists()
