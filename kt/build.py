@@ -15,7 +15,7 @@ from kt.backends import StartedEndpoint, scorer, writers
 from kt.cache import Cache
 from kt.client import Client, Counters
 from kt.config import BuildConfig, find_shipped
-from kt.errors import InputError, OutputError
+from kt.errors import InputError
 from kt.items import read_items
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
@@ -31,7 +31,6 @@ class BuildResult:
     steps: list[StepResult] = field(default_factory=list)
     sets: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
-    replay: bool = False
 
     @property
     def read(self) -> int:
@@ -105,7 +104,7 @@ def build_data(
         if scoring is not None:
             stack.enter_context(scoring)
         build = Build(config, client, scoring, prompts, watcher or Watcher())
-        build.result.counters, build.result.replay = shared, config.backend == "replay"
+        build.result.counters = shared
         run(build)
         return build.result
 
@@ -217,8 +216,6 @@ def _check_out(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise output_error(out, error) from error
-    if (out / "manifest.json").is_dir():
-        raise OutputError(f"{out}: not a run's folder; choose another --out")
 
 
 def settings(config: BuildConfig) -> dict[str, Any]:

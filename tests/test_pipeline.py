@@ -18,7 +18,7 @@ from kt.cache_admin import prune
 from kt.client import Client
 from kt.endpoint import Endpoint
 from kt.errors import MissError
-from kt.pipeline import Done, Rejected, Step, StepResult, run_step
+from kt.pipeline import Step, StepResult, run_step
 from kt.prompts import load_prompts
 from kt.records import read_jsonl, write_jsonl
 from kt.request import Completion
@@ -243,7 +243,8 @@ def test_adding_a_record_moves_no_other() -> None:
     alone = compare.shuffle(42).parse(facts(6, "q1"), ())
     compare.shuffle(42).parse(facts(6, "q0"), ())
     assert compare.shuffle(42).parse(facts(6, "q1"), ()) == alone
-    assert compare.shuffle(43).parse(facts(6, "q1"), ()) != alone or compare.shuffle(44).parse(facts(6, "q1"), ()) != alone
+    orders = {str(compare.shuffle(seed).parse(facts(6, "q1"), ())) for seed in range(20)}
+    assert len(orders) > 10
 
 
 def test_revised_facts_are_as_many_and_each_changed() -> None:
@@ -269,8 +270,3 @@ def test_pairs_by_aspect() -> None:
         ("c/factuality", "Fact 0. Fact 1.", "Wrong."),
     ]
     assert found[0] == {**found[0], "item": "a", "aspect": "completeness", "prompt": "Q?"}
-
-
-def test_outcomes_are_plain() -> None:
-    assert Done([], []).records == []
-    assert Rejected("x").reason == "x"
