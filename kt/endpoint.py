@@ -36,7 +36,7 @@ MOST_RATE_LIMITS = 20
 SHORTEST_SECRET = 16
 """A key of fewer letters (vLLM's customary EMPTY) is no secret and may be a word of an answer: answers are left as they are."""
 
-_PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+_PATHS = {"chat": "/chat/completions", "completions": "/completions", "generate": "/completions"}
 _TOO_LONG = re.compile(
     r"context (length|window)|maximum.{0,20}(length|tokens)|too (long|many tokens)|exceeds? .{0,40}context", re.I
 )

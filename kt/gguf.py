@@ -1,4 +1,4 @@
-"""A Llama folder (safetensors, byte-level BPE) as one GGUF file, which llama.cpp serves: the `gguf` package writes it."""
+"""A Llama folder as one GGUF file, which llama.cpp serves: the `gguf` package writes it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.errors import InputError
+from kt.models import load_tokenizer
 
 DTYPES = ("f32", "f16")
 
@@ -28,16 +29,12 @@ _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 def write_gguf(folder: str | Path, target: str | Path, dtype: str = "f16") -> None:
     """Convert a Llama folder to GGUF: matrices in `dtype` (f16 or f32), norms in f32, tokenizer and chat template inside.
 
-    Raises InputError for another architecture, a tokenizer that is not byte-level BPE, or missing files.
+    Raises InputError for another architecture, a tokenizer other than SentencePiece or GPT-2's BPE, or missing files.
     """
     import gguf
 
     folder = Path(folder)
-    config = _json(folder / "config.json")
-    if config.get("model_type") != "llama" or config.get("attention_bias"):
-        raise InputError(f"{folder}: {config.get('model_type')} models are converted by llama.cpp's own convert_hf_to_gguf.py")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    config = check_convertible(folder, dtype)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(str(target), "llama")
     _write_shape(writer, config, folder.name, dtype)
@@ -48,6 +45,39 @@ def write_gguf(folder: str | Path, target: str | Path, dtype: str = "f16") -> No
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def check_convertible(folder: str | Path, dtype: str = "f16") -> dict[str, Any]:
+    """Return a folder's config if a GGUF can be made of it; InputError says what stands in the way. Reads no weights."""
+    folder = Path(folder)
+    config = _json(folder / "config.json")
+    if config.get("model_type") != "llama" or config.get("attention_bias"):
+        raise InputError(f"{folder}: {config.get('model_type')} models are converted by llama.cpp's own convert_hf_to_gguf.py")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    _rope_theta(config)
+    if not _is_sentencepiece(folder):
+        _byte_level(folder)
+    return config
+
+
+def _is_sentencepiece(folder: Path) -> bool:
+    """Say whether the tokenizer is SentencePiece's own file, as Llama 2's is; tokenizer.json may say the same beside it."""
+    spec = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
+    return (folder / "tokenizer.model").exists() and "ByteLevel" not in json.dumps(spec.get("pre_tokenizer"))
+
+
+def _byte_level(folder: Path) -> dict[str, Any]:
+    """Return a tokenizer.json whose texts are split as GPT-2's are."""
+    spec = _json(folder / "tokenizer.json")
+    if spec["model"].get("type") != "BPE" or "ByteLevel" not in json.dumps(spec.get("pre_tokenizer")):
+        raise InputError(f"{folder}: the tokenizer is not byte-level BPE; convert with llama.cpp's own convert_hf_to_gguf.py")
+    level = spec["pre_tokenizer"]
+    if level.get("type") != "ByteLevel" or not level.get("use_regex", True) or level.get("add_prefix_space"):
+        raise InputError(
+            f"{folder}: the tokenizer splits texts otherwise than GPT-2's; convert with llama.cpp's own convert_hf_to_gguf.py"
+        )
+    return spec
 
 
 def _write_shape(writer: Any, config: dict[str, Any], name: str, dtype: str) -> None:
@@ -81,12 +111,35 @@ def _rope_theta(config: dict[str, Any]) -> float:
 
 
 def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+    if _is_sentencepiece(folder):
+        _write_sentencepiece(writer, folder, config)
+    else:
+        _write_byte_level(writer, folder, config)
+
+
+def _write_sentencepiece(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+    import gguf
+    from gguf.vocab import SentencePieceVocab
+
+    try:
+        pieces = [(text.decode(), score, kind) for text, score, kind in SentencePieceVocab(folder).all_tokens()]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{folder}/tokenizer.model cannot be read: {error}") from error
+    unused = [(f"[unused{i}]", -1000.0, gguf.TokenType.UNUSED) for i in range(len(pieces), config["vocab_size"])]
+    texts, scores, kinds = zip(*pieces, *unused, strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
+    _write_special(writer, folder, config, {text: i for i, text in enumerate(texts)})
+
+
+def _write_byte_level(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     import gguf
 
-    spec = _json(folder / "tokenizer.json")
+    spec = _byte_level(folder)
     model = spec["model"]
-    if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(spec.get("pre_tokenizer")):
-        raise InputError(f"{folder}: the tokenizer is not byte-level BPE; convert with llama.cpp's own convert_hf_to_gguf.py")
     added = {token["id"]: token for token in spec.get("added_tokens", [])}
     words = {index: word for word, index in model["vocab"].items()} | {i: t["content"] for i, t in added.items()}
     size = config["vocab_size"]
@@ -116,7 +169,9 @@ def _write_special(writer: Any, folder: Path, config: dict[str, Any], ids: dict[
     ):
         if (found := id_of(name)) is not None:
             add(found)
-    writer.add_add_bos_token(bool(said.get("add_bos_token", False)))
+    # What the files say and what transformers does differ between versions: as in training counts.
+    tokenizer = load_tokenizer(folder)
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
     writer.add_add_eos_token(False)
     template = folder / "chat_template.jinja"
     text = template.read_text() if template.exists() else said.get("chat_template")

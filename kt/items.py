@@ -28,12 +28,13 @@ class Read(NamedTuple):
     raw: Any = None
 
 
-def read_items(paths: Iterable[str | Path], limit: int | None = None) -> Iterator[Read]:
+def read_items(paths: Iterable[str | Path], limit: int | None = None, *, answered: bool = True) -> Iterator[Read]:
     """Yield every item of the files in order, as {"id", "question", "answer"} or as a reject with its reason.
 
     Accepts JSON lists and JSONL of Alpaca, TRL (prompt/completion, prompt/chosen), question/answer and chat `messages`
     records; "-" is standard input. An item without an id is named after its content, so that shuffling a file or
     editing another item does not rename it; an exact repeat gets "-2", "-3". `limit` counts items, not rejects.
+    Unless `answered`, a record with no place for an answer is an item too, without "answer".
     Raises InputError for a file that is missing, empty, not JSON, or of unknown columns, and for one id given twice.
     """
     names = _Names()
@@ -42,7 +43,7 @@ def read_items(paths: Iterable[str | Path], limit: int | None = None) -> Iterato
         for where, raw in read_raw(path):
             if limit is not None and count >= limit:
                 return
-            read = _item(where, raw, names)
+            read = _item(where, raw, names, answered)
             count += read.item is not None
             yield read
 
@@ -132,18 +133,31 @@ class _Names:
         return digest if times == 1 else f"{digest}-{times}"
 
 
-def _item(where: str, raw: Any, names: _Names) -> Read:
+def _item(where: str, raw: Any, names: _Names, answered: bool) -> Read:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: a {type(raw).__name__}, not a record; expected columns {KNOWN_COLUMNS}")
     found = question_and_answer(raw)
-    if found is None:
+    texts = dict(zip(("question", "answer"), found, strict=True)) if found else None
+    if not answered and found in (None, (None, None)):
+        texts = _question_alone(raw) or texts
+    if texts is None:
         columns = ", ".join(map(str, raw)) or "none"
         raise InputError(f"{where}: columns {columns}; expected {KNOWN_COLUMNS}")
-    question, answer = found
-    if reason := _unusable(question, answer):
+    if reason := _unusable(texts):
         return Read(where, None, reason, raw)
-    name = names.name(where, raw.get("id"), question, answer)
-    return Read(where, {"id": name, "question": question, "answer": answer})
+    return Read(where, {"id": names.name(where, raw.get("id"), texts["question"], texts.get("answer", "")), **texts})
+
+
+def _question_alone(raw: Record) -> Record | None:
+    """Return the question of a record that has no place for an answer, or None if its columns are unknown."""
+    if "instruction" in raw:
+        question, extra = raw["instruction"], raw.get("input")
+        return {"question": f"{question}\n{extra}" if extra and isinstance(question, str) else question}
+    if isinstance(turns := raw.get("messages"), list):
+        asked = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") != "system"]
+        return {"question": asked[0].get("content")} if [turn.get("role") for turn in asked] == ["user"] else None
+    name = next((name for name in ("question", "prompt") if name in raw), None)
+    return {"question": _last_text(raw[name])} if name else None
 
 
 def question_and_answer(raw: Record) -> tuple[Any, Any] | None:
@@ -180,9 +194,9 @@ def _of_messages(messages: list[Any]) -> tuple[Any, Any]:
     return turns[0].get("content"), turns[1].get("content")
 
 
-def _unusable(question: Any, answer: Any) -> str:
+def _unusable(texts: Record) -> str:
     """Say why an item cannot be used, or return the empty string."""
-    for name, value in (("question", question), ("answer", answer)):
+    for name, value in texts.items():
         if not isinstance(value, str):
             return f"no single {name} as text"
         if not value.strip():

@@ -74,6 +74,68 @@ def load(
     return LocalModel(model, tokenizer, place, combined_fingerprint(path, adapter), name)
 
 
+def load_trainable(
+    path: str | Path,
+    adapter: str | Path | None,
+    lora: dict[str, Any] | None,
+    *,
+    dtype: str = "float32",
+    quantization: str = "none",
+) -> tuple[Any, Any]:
+    """Load a model folder for training: (model, tokenizer), on the CPU; the trainer moves it.
+
+    With `adapter`, that adapter goes on; else a new one is begun by PEFT's LoraConfig settings in `lora`, drawn from
+    torch's seed; with neither, all weights train. Adapters are float32 whatever the base. Raises InputError, EngineError.
+    """
+    path = Path(path)
+    _check_folder(path, "config.json", "pytorch_model*.bin")
+    if adapter is not None:
+        _check_folder(Path(adapter), "adapter_config.json", "adapter_model.bin")
+    torch = _torch()
+    with _memory_errors(path, torch.device("cpu"), dtype):
+        tokenizer = _load_tokenizer(path)
+        model = _load_weights(path, _dtype(dtype), **_quantized(quantization, _dtype(dtype)))
+        _check_vocabulary(path, model, tokenizer)
+        if quantization != "none":
+            from peft import prepare_model_for_kbit_training
+
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # as the trainer says
+        if adapter is not None:
+            model = _add_adapter(model, path, Path(adapter), trainable=True)
+        elif lora is not None:
+            model = _new_adapter(model, lora)
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def _quantized(quantization: str, dtype: "torch.dtype") -> dict[str, Any]:
+    """Return what loads the base in 4 bits (QLoRA), where bitsandbytes runs."""
+    if quantization == "none":
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise EngineError("quantization: nf4 needs bitsandbytes: pip install 'kt[qlora]', or quantization: none") from None
+    from transformers import BitsAndBytesConfig
+
+    settings: dict[str, Any] = {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **settings)}
+
+
+def _new_adapter(model: Any, lora: dict[str, Any]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"lora: {_first_line(error)}; its keys are those of PEFT's LoraConfig") from None
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Load the tokenizer of a model folder, without the model; InputError where there is none."""
+    return _load_tokenizer(Path(path))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out; but for an accelerator's, torch says so only in the words of a RuntimeError."""
     text = str(error).lower()
@@ -135,7 +197,7 @@ def _load_tokenizer(path: Path) -> Any:
         raise InputError(f"the tokenizer in {path} cannot be loaded: {_first_line(error)}") from None
 
 
-def _load_weights(path: Path, dtype: "torch.dtype") -> Any:
+def _load_weights(path: Path, dtype: "torch.dtype", **options: Any) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -150,6 +212,7 @@ def _load_weights(path: Path, dtype: "torch.dtype") -> Any:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below in one sentence
+            **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -181,7 +244,7 @@ def _check_vocabulary(path: Path, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _add_adapter(model: Any, path: Path, adapter: Path) -> Any:
+def _add_adapter(model: Any, path: Path, adapter: Path, *, trainable: bool = False) -> Any:
     from peft import PeftModel
     from safetensors import SafetensorError
 
@@ -189,9 +252,9 @@ def _add_adapter(model: Any, path: Path, adapter: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is checked below, as an error
-            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False, local_files_only=True)
+            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, local_files_only=True)
             # Loaded again because only this call tells which tensors found no place.
-            result = adapted.load_adapter(str(adapter), adapted.active_adapter, is_trainable=False)
+            result = adapted.load_adapter(str(adapter), adapted.active_adapter, is_trainable=trainable)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{misfit}: {_first_line(error)}") from None
     except RuntimeError as error:

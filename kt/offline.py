@@ -17,7 +17,7 @@ SWITCHES = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
-    "WANDB_MODE": "offline",
+    "WANDB_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Environment that keeps Hugging Face, vLLM, wandb and Ray from looking outside or reporting home."""

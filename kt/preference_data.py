@@ -35,11 +35,12 @@ def read_pairs(path: str | Path) -> list[Record]:
     return pairs
 
 
-def pack_pairs(tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca", max_length: int = 1024) -> list[PackedItem]:
+def pack_pairs(
+    tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca", max_length: int = 1024
+) -> tuple[list[PackedItem], list[str]]:
     """Lay pairs of one prompt and chosen answer into one row each, in order of first appearance.
 
-    Raises InputError with the count and the first ids where prompt + answer has more than `max_length` tokens: cutting
-    it would lose the EOS.
+    Pairs in which prompt + answer has more than `max_length` tokens are left out, and their ids returned beside.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for pair in pairs:
@@ -55,12 +56,7 @@ def pack_pairs(tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca"
         row = pack_answers(answers[0], answers[1:])
         lengths = [answer.tokens for answer in answers]
         items.append(PackedItem(row, lengths, [pair["id"] for pair in group], [pair["aspect"] for pair in group]))
-    if too_long:
-        raise InputError(
-            f"{len(too_long)} pairs are longer than {max_length} tokens ({', '.join(too_long[:5])}"
-            f"{', ...' if len(too_long) > 5 else ''}): raise max_length or remove them"
-        )
-    return items
+    return items, too_long
 
 
 def _check(pair: Record, where: str) -> None:

@@ -1,30 +1,31 @@
 """An item's pairs as one row of tokens: the prompt once, the chosen answer once, each rejected answer beside them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from kt.branch_attention import branch_mask
 from kt.errors import InputError
 from kt.packing import EncodedFact, Row, pack
-from kt.preference import AnswerScores, answer_scores
+from kt.preference import AnswerScores, answer_scores, token_log_probs
+from kt.template import prompt_tokens
 
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """Rows padded to one length, and what is scored in them: for every answer token its row, predictor and id.
+    """Items laid end to end in one row, without padding, and what is scored in them.
 
-    `ids` and `positions` are (rows, length), `mask` is (rows, 1, length, length) and true where a token may look.
-    `rows`, `sources`, `targets` and `answers` are (answer tokens,): in order of rows, and of answers in each.
+    `ids` and `positions` are (1, tokens); `sizes` has for every item the tokens of its shared prefix and then of each
+    answer beside it. `sources` (places that predict), `targets` and `answers` are (answer tokens,), answer after answer.
     """
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
-    rows: Tensor
+    sizes: list[list[int]]
     sources: Tensor
     targets: Tensor
     answers: Tensor
@@ -32,19 +33,15 @@ class PreferenceBatch:
 
     def to(self, device: Any) -> "PreferenceBatch":
         """Return the same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if name != "count"}
-        return PreferenceBatch(**moved, count=self.count)
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def encode_answer(tokenizer: Any, prompt: str, answer: str) -> EncodedFact:
     """Tokenise a rendered prompt and an answer apart, as TRL's prompts that end on a token boundary, and add EOS."""
     if tokenizer.eos_token_id is None:
         raise InputError(f"{tokenizer.name_or_path} has no EOS token: answers trained without one never end")
-    # A chat template has written the BOS already; a second one would change every number.
-    special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
-    start = tokenizer(prompt, add_special_tokens=special)["input_ids"]
-    if start and start[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-        start = start[:-1]  # some tokenizers close every text; the prompt goes on
+    start = prompt_tokens(tokenizer, prompt)
     own = tokenizer(answer, add_special_tokens=False)["input_ids"]
     if not start or not own:
         raise InputError(f"{'the prompt' if not start else 'an answer'} has no tokens: {prompt[-40:]!r} {answer[:40]!r}")
@@ -60,16 +57,15 @@ def pack_answers(chosen: EncodedFact, rejected: Sequence[EncodedFact]) -> Row:
     return row
 
 
-def collate(rows: Sequence[Row], lengths: Sequence[Sequence[int]], pad: int = 0) -> PreferenceBatch:
-    """Pad rows to the longest and build the block mask; `lengths` has each answer's scored tokens, row by row."""
-    width = max(len(row.ids) for row in rows)
+def collate(rows: Sequence[Row], lengths: Sequence[Sequence[int]]) -> PreferenceBatch:
+    """Lay rows end to end; `lengths` has each answer's scored tokens, row by row."""
+    starts = accumulate((len(row.ids) for row in rows), initial=0)
     per_answer = torch.tensor([length for group in lengths for length in group])
     return PreferenceBatch(
-        ids=_padded([row.ids for row in rows], width, pad),
-        positions=_padded([row.positions for row in rows], width, 0),
-        mask=_block_mask(_padded([row.branches for row in rows], width, -1)),
-        rows=torch.tensor([number for number, row in enumerate(rows) for _ in row.sources]),
-        sources=torch.tensor([place for row in rows for place in row.sources]),
+        ids=torch.tensor([[token for row in rows for token in row.ids]]),
+        positions=torch.tensor([[position for row in rows for position in row.positions]]),
+        sizes=[[row.branches.count(branch) for branch in range(len(row.facts) + 1)] for row in rows],
+        sources=torch.tensor([start + place for row, start in zip(rows, starts, strict=False) for place in row.sources]),
         targets=torch.tensor([token for row in rows for token in row.targets]),
         answers=torch.repeat_interleave(torch.arange(len(per_answer)), per_answer),
         count=len(per_answer),
@@ -81,24 +77,14 @@ def score_answers(model: Any, batch: PreferenceBatch) -> AnswerScores:
 
     The model itself is called, not its parts: wrappers (PEFT, distributed training) do their work in its forward.
     """
-    places = batch.sources.unique()
+    mask = branch_mask(model, batch.sizes, batch.ids.device)
+    # A place that predicts the first tokens of several answers is asked for as often: its logits then stand in order.
     output = model(
-        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, logits_to_keep=places, use_cache=False
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=mask,
+        logits_to_keep=batch.sources,
+        use_cache=False,
     )
-    logits = output.logits[batch.rows, torch.searchsorted(places, batch.sources)]
-    log_probs = -functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    log_probs = token_log_probs(output.logits[0], batch.targets)
     return answer_scores(log_probs, batch.answers, batch.count)
-
-
-def _padded(lists: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
-    return torch.tensor([[*values, *[fill] * (width - len(values))] for values in lists])
-
-
-def _block_mask(branches: Tensor) -> Tensor:
-    """Let a token see the shared prefix (branch 0) and its own branch, as far as itself; padding is branch -1."""
-    width = branches.shape[1]
-    looking, seen = branches[:, :, None], branches[:, None, :]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    # Padding sees itself only: a row of the mask with nothing to see makes NaN of the whole gradient.
-    alone = torch.eye(width, dtype=torch.bool)
-    return (((seen == 0) | ((seen == looking) & (seen > 0))) & causal & (looking >= 0) | alone)[:, None]

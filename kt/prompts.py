@@ -16,7 +16,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from kt.config import find_shipped, read_yaml
+from kt.config import find_shipped, plain, read_yaml
 from kt.errors import ConfigError, PromptError
 
 Message = dict[str, str]
@@ -103,7 +103,7 @@ def load_prompt(path: str | Path) -> Prompt:
     """Read one prompt file; PromptError names the file, the key and what to do."""
     path = Path(path)
     try:
-        raw = _plain(read_yaml(path))
+        raw = plain(read_yaml(path))
     except ConfigError as error:
         raise PromptError(str(error)) from error
     _check_keys(path, raw)
@@ -124,18 +124,6 @@ def load_prompt(path: str | Path) -> Prompt:
         source=path,
         fill=_template(path, user, fields),
     )
-
-
-def _plain(value: Any) -> Any:
-    """Turn the YAML reader's own types into the builtin ones."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
 
 
 def _check_keys(path: Path, raw: Mapping[str, Any]) -> None:

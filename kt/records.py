@@ -108,6 +108,17 @@ def output_error(path: str | Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror}; {todo} and run again: nothing received is lost")
 
 
+def check_folder(out: Path) -> None:
+    """Fail before the first call if an output folder cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise output_error(out, error) from error
+
+
 @contextlib.contextmanager
 def jsonl_writer(path: str | Path) -> Iterator[Callable[[Record], None]]:
     """Give a function that appends one record to a JSONL file, which appears whole or not at all."""

@@ -11,7 +11,7 @@ import orjson
 
 from kt.errors import InputError
 
-Kind = Literal["chat", "completions", "loglikelihood"]
+Kind = Literal["chat", "completions", "generate", "loglikelihood"]
 
 NEVER_CHANGES_AN_ANSWER = frozenset({"model", "stream", "stream_options", "user", "metadata", "store", "timeout"})
 """Body fields left out of the key: `model` has a place of its own there, the others change no word of an answer."""

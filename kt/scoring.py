@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from kt.errors import InputError
+from kt.local_backend import LocalBackend
 from kt.pipeline import Reject, Step
 from kt.records import Record
 from kt.request import Completion, Request
@@ -78,63 +77,18 @@ def _perplexities(record: Record, scores: Sequence[Sequence[Any]]) -> Record:
     return {"id": record["id"], "perplexities": [math.exp(min(700.0, -total / tokens)) for total, tokens, _ in scores]}
 
 
-@dataclass
-class LocalScorer:
-    """A local model as a backend of the client: collects what is asked and scores it in batches, in a thread.
+class LocalScorer(LocalBackend):
+    """A local model that scores: its answer is a request's continuations' scores as JSON [[sum, tokens, error], ...]."""
 
-    Loads the model at the first question that the cache cannot answer.
-    """
+    def room(self, local: LocalModel) -> int:
+        """Take many questions at once: they are sorted by length into batches where they are scored."""
+        return BATCH_QUESTIONS
 
-    path: str
-    adapter: str | None
-    model: str
-    revision: str
-    engine: str = "transformers"
-    engine_version: str = ""
-    fallback: bool = False
-    weights_known: bool = True
-    down: bool = False
-    _waiting: list[tuple[Request, asyncio.Future[Answer]]] = field(default_factory=list)
-    _running: asyncio.Task[None] | None = None
-    _loaded: LocalModel | None = None
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return 0: this machine's time is not billed by the token."""
-        return 0.0
-
-    async def send(self, request: Request) -> Answer:
-        """Return the scores of a request's continuations as JSON [[sum, tokens, error], ...]."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._work())
-        return await future
-
-    async def _work(self) -> None:
-        await asyncio.sleep(0.01)  # let the others of this turn arrive, so that batches are full
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH_QUESTIONS], self._waiting[BATCH_QUESTIONS:]
-            try:
-                answers = await asyncio.to_thread(self._score, [request for request, _ in batch])
-            except BaseException as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
-            await asyncio.sleep(0.01)
-
-    def _score(self, requests: list[Request]) -> list[Answer]:
-        from kt.models import load
+    def answer(self, local: LocalModel, requests: list[Request]) -> list[Answer]:
+        """Score what every request asks for."""
         from kt.perplexity import score_contexts
 
-        if self._loaded is None:
-            self._loaded = load(self.path, self.adapter)
-        local, started = self._loaded, time.monotonic()
+        started = time.monotonic()
         scores = score_contexts(local, [(_context(r, local), r.body["continuations"]) for r in requests])
         latency = (time.monotonic() - started) / len(requests)
         answers = []
@@ -142,11 +96,6 @@ class LocalScorer:
             text = orjson.dumps([[one.logprob_sum, one.tokens, one.error] for one in group]).decode()
             answers.append(Answer(text, text, "ok", "", self.model, sum(one.tokens for one in group), 0, latency))
         return answers
-
-    async def close(self) -> None:
-        """Stop scoring what nobody waits for any more."""
-        if self._running is not None:
-            self._running.cancel()
 
 
 def _context(request: Request, local: LocalModel) -> str:

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from kt.compare import pairs
-from kt.records import Record, atomic_file, follow, json_list_writer, jsonl_writer, read_jsonl, write_json
+from kt.compare import ASPECTS, pairs
+from kt.records import Record, atomic_file, follow, json_list_writer, jsonl_writer, read_jsonl
 
 
-def write_sets(out: Path, worse: Mapping[str, Path]) -> dict[str, int]:
-    """Write out/sets/ from the steps' records and return the number of rows of each set.
+def write_answers(out: Path) -> dict[str, int]:
+    """Write stage I's sets from the steps' records into out/sets/ and return the number of rows of each.
 
-    facts.jsonl: every fact with its perplexity and whether it was kept. sft: D. ka: D and the fine-grained pairs (q*, a*).
-    kc: better and worse answers, one row an aspect. `worse` names, by aspect, the records holding the worse answers.
+    facts: every fact with its perplexity and whether it was kept. sft: D. ka: D and the fine-grained pairs (q*, a*).
     """
     sets = out / "sets"
-    counts = {
+    return {
         "facts": _write_facts(out, sets / "facts.jsonl"),
         "sft": _write_answers(sets, "sft", _originals(out)),
         "ka": _write_answers(sets, "ka", _augmented(out)),
     }
-    counts |= _write_pairs(out, sets, worse)
-    write_json(sets / "dataset_info.json", _dataset_info(worse))
-    return counts
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """Return the files that hold a set: as JSONL, and as JSON for LLaMA-Factory."""
+    if name == "facts":
+        return ("facts.jsonl",)
+    return (f"{name}.jsonl", f"{name}.alpaca.json" if name in ("sft", "ka") else f"{name}.ranking.json")
 
 
 def _step(out: Path, name: str) -> Iterator[Record]:
@@ -66,7 +69,12 @@ def _write_answers(sets: Path, name: str, rows: Iterator[Record]) -> int:
     return count
 
 
-def _write_pairs(out: Path, sets: Path, worse: Mapping[str, Path]) -> dict[str, int]:
+def write_pairs(out: Path, worse: Mapping[str, Path]) -> dict[str, int]:
+    """Write stage II's sets: kc, better and worse answers, one row an aspect, and a set for each aspect alone.
+
+    `worse` names, by aspect, the records that hold the worse answers.
+    """
+    sets = out / "sets"
     counts = {"kc": 0, **{f"kc-{aspect}": 0 for aspect in worse}}
     with contextlib.ExitStack() as stack:
         trl = {name: stack.enter_context(atomic_file(sets / f"{name}.jsonl")) for name in counts}
@@ -85,11 +93,12 @@ def _ranking(pair: Record) -> Record:
     return {"instruction": pair["prompt"], "input": "", "chosen": pair["chosen"], "rejected": pair["rejected"]}
 
 
-def _dataset_info(worse: Mapping[str, Path]) -> dict[str, Any]:
+def dataset_info(aspects: Collection[str]) -> dict[str, Any]:
+    """Return what LLaMA-Factory wants to know of the sets, for sets/dataset_info.json."""
     plain = {name: {"file_name": f"{name}.alpaca.json"} for name in ("sft", "ka")}
     columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     ranked = {
         name: {"file_name": f"{name}.ranking.json", "ranking": True, "columns": columns}
-        for name in ("kc", *(f"kc-{aspect}" for aspect in worse))
+        for name in ("kc", *(f"kc-{aspect}" for aspect in ASPECTS if aspect in aspects))
     }
     return {**plain, **ranked}

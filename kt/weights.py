@@ -61,6 +61,20 @@ def combined_fingerprint(model: str | Path, adapter: str | Path | None = None) -
     return hashlib.sha256(f"kt adapter on model 1\n{base}\n{fingerprint(adapter)}\n".encode()).hexdigest()
 
 
+def check_base(model: str | Path, adapter: str | Path) -> None:
+    """Refuse an adapter that `kt train` made on another base: its tensors may fit by chance, as a chat model's do."""
+    try:
+        manifest = json.loads((Path(adapter) / "manifest.json").read_bytes())
+        trained_on = manifest["inputs"]["model"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # made elsewhere: only its tensors can tell
+    if trained_on not in (None, base := fingerprint(model)):
+        raise InputError(
+            f"adapter {adapter} was trained on another base (weights {str(trained_on)[:16]}) than {model} ({base[:16]}):"
+            " give --model the one it was trained on"
+        )
+
+
 def _gguf_fingerprint(path: Path) -> str:
     with _open(path) as file:
         if file.read(4) != b"GGUF":

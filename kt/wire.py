@@ -47,7 +47,7 @@ def read_answer(body: bytes, kind: str, content_type: str, latency: float) -> An
     try:
         reply = orjson.loads(body)
         choice = reply["choices"][0]
-        content = choice["message"].get("content") if kind == "chat" else _prompt_logprobs(choice)
+        content = _content(choice, kind)
         refusal = choice["message"].get("refusal") if kind == "chat" else None
         usage = reply.get("usage") or {}
         finish = choice.get("finish_reason") or ""
@@ -75,10 +75,17 @@ def _prompt_logprobs(choice: Mapping[str, Any]) -> str:
     return orjson.dumps(choice["prompt_logprobs"]).decode()
 
 
+def _content(choice: Mapping[str, Any], kind: str) -> Any:
+    """Return what was asked for by a request of this kind."""
+    if kind == "chat":
+        return choice["message"].get("content")
+    return choice["text"] if kind == "generate" else _prompt_logprobs(choice)
+
+
 def _status(text: str, finish: str, refusal: Any, kind: str) -> str:
     if refusal or finish == "content_filter":
         return "refused"
-    if kind == "completions":  # asked for log-probabilities, not for words
+    if kind != "chat":  # asked for log-probabilities, or for whatever the model says: nothing, or too much, is its answer
         return "ok"
     if not text.strip():
         return "empty"

@@ -68,3 +68,15 @@ def vllm_server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
     with serve("vllm", tiny_llama, max_model_len=4096, log_path=tmp_path_factory.mktemp("vllm") / "engine.log") as server:
         yield server
+
+
+@pytest.fixture
+def chromium() -> Iterator[object]:
+    """A real headless Chromium that can reach no other machine.
+
+    One a test: while playwright runs, this thread has a running event loop, in which nobody else can start one.
+    """
+    import chromium as browsers
+
+    with browsers.running() as browser:
+        yield browser

@@ -26,10 +26,18 @@ from aiohttp import web
 KEY = "sk-test-7Jq0-this-key-must-never-be-seen"
 
 
-def answer_to(body: dict[str, Any]) -> str:
+def answer_to(body: dict[str, Any], judge: str = "longer") -> str:
     """Answer a compact prompt by rule."""
     task, _, rest = body["messages"][-1]["content"].partition("\n")
     lines = rest.split("\n")
+    if task.startswith("compare "):
+        return json.dumps({"verdict": compare(rest, judge)})
+    if task.startswith("score "):
+        return json.dumps({"score": min(10, len(" ".join(lines[1:]).split()))})
+    if task == "check":  # the evidence's own words are correct; without evidence, whatever does not admit to be wrong
+        evidence = " ".join(lines[1:-1])
+        right = lines[-1] in evidence if evidence else "wrong" not in lines[-1]
+        return json.dumps({"verdict": "correct" if right else "incorrect"})
     if task == "extract":
         facts = [s for s in re.split(r"(?<=[.!?])\s+", " ".join(lines[1:]).strip()) if s]
         return json.dumps({"facts": facts})
@@ -40,6 +48,14 @@ def answer_to(body: dict[str, Any]) -> str:
     if task in ("answer", "rephrase"):
         return f"In short: {' '.join(lines[1:])}"
     return "one two three"
+
+
+def compare(rest: str, judge: str) -> str:
+    """Judge two answers: the longer one, always the first, or with a word that is no verdict."""
+    if judge != "longer":
+        return {"first": "A", "none": "both are fine"}[judge]
+    one, other = rest.split("\nA: ", 1)[1].split("\nB: ", 1)
+    return "tie" if len(one) == len(other) else "A" if len(one) > len(other) else "B"
 
 
 class Scripted:
@@ -68,7 +84,7 @@ class Scripted:
         broken = await self.broken(request, canary, number)
         if broken is not None:
             return broken
-        text = answer_to(body)
+        text = answer_to(body, self.args.judge)
         if self.args.salt:
             text = text.replace("In short", f"In short {self.args.salt}")
         reply = completion(body["model"], text)
@@ -139,6 +155,7 @@ def main() -> None:
     parser.add_argument("--garbage", default="text")
     parser.add_argument("--echo-key", type=int, help="repeat the caller's key in errors, after so many letters")
     parser.add_argument("--salt", default="")
+    parser.add_argument("--judge", default="longer", choices=["longer", "first", "none"])
     args = parser.parse_args()
     scripted = Scripted(args)
     app = web.Application(client_max_size=1 << 26)

@@ -135,8 +135,9 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
             answered.setdefault(event["digest"], event["time"])
         elif event["digest"] in answered:
             again += 1
-            last_kill = max(k for k in kills if k < event["time"])
-            assert answered[event["digest"]] > last_kill - 0.5, "a completion received well before the kill was asked again"
+            time_of = answered[event["digest"]]
+            kill = min(k for k in kills if k > time_of)  # of the process that was answered, not of a later one
+            assert time_of > kill - 0.5, "a completion received well before the kill was asked again"
     assert len(kills) >= 10
     assert again <= 6 * len(kills)
     with scripted_server(tmp_path / "other") as server:
@@ -432,3 +433,16 @@ def test_a_replay_that_lacks_something_exits_with_three(tmp_path: Path) -> None:
     assert missed.returncode == 3
     assert "lacks 6 completion(s)" in missed.stderr
     assert kt("--backend", "replay", "--model", "m", *common, "--out", tmp_path / "b", "--limit", "4").returncode == 0
+
+
+@pytest.mark.parametrize("prompt", ["rewrite-answer", "revise"])
+def test_a_replay_names_the_step_of_either_stage_that_lacks_an_answer(tmp_path: Path, prompt: str) -> None:
+    with scripted_server(tmp_path) as server:
+        common = ["--data", questions(tmp_path, 6), "--cache", tmp_path / "c"]
+        assert kt(*at(server), *common, "--out", tmp_path / "a").returncode == 0
+    with sqlite3.connect(tmp_path / "c") as db:
+        db.execute("DELETE FROM completions WHERE key = (SELECT max(key) FROM completions WHERE prompt = ?)", (prompt,))
+    missed = kt("--backend", "replay", "--model", "m", *common, "--out", tmp_path / "b")
+    assert missed.returncode == 3
+    assert f"step {prompt}: the cache lacks 1 completion(s)" in missed.stderr
+    assert not (tmp_path / "b" / "manifest.json").exists()

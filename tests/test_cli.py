@@ -17,6 +17,7 @@ from kt.cli import kt as group
 from kt.config import BuildConfig, find_shipped, read_yaml, validate
 from kt.doctor import examine
 from kt.prices import price_of
+from kt.train_config import build_settings, read_experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +66,9 @@ def test_every_config_loads(path: Path) -> None:
     if path.name == "prices.yaml":
         assert all(price_of(model) for model in values)
     else:
+        if "methods" in values:
+            assert read_experiment(path).methods
+            values = build_settings(values)
         validate(BuildConfig, values, path)
         assert path.name in (ROOT / "configs/README.md").read_text()
 
@@ -108,6 +112,21 @@ def test_doctor_names_what_is_missing_with_its_command(tiny_llama: Path) -> None
     assert all(f.fix for f in findings if f.value == "not installed")
     listed = json.loads(kt("doctor", "--json").stdout)
     assert {"engine", "machine", "offline", "device"} <= {f["topic"] for f in listed}
+
+
+def test_doctor_says_where_wordnet_and_the_encoder_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("KT_WORDNET", str(tmp_path / "wordnet"))
+    missing = {f.name: f for f in examine() if f.topic == "metrics"}
+    assert "apt install wordnet-base" in missing["WordNet, for METEOR"].fix
+    assert "hf download FacebookAI/roberta-large" in missing["encoder, for BERTScore"].fix
+    for file in ("wordnet/data.noun", "models/roberta-large/config.json"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    found = {f.name: (f.value, f.fix) for f in examine() if f.topic == "metrics"}
+    assert found["WordNet, for METEOR"] == (str(tmp_path / "wordnet"), "")
+    assert found["encoder, for BERTScore"] == ("models/roberta-large", "")
 
 
 def test_the_cache_commands(tmp_path: Path) -> None:

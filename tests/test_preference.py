@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kt.preference import answer_scores, kc_loss
+from kt.preference import PLACES, answer_scores, kc_loss, token_log_probs
 
 
 def test_a_batch_computed_by_hand():
@@ -55,3 +55,18 @@ def test_sums_and_means_are_of_each_answer_alone():
 def test_bf16_log_probs_are_summed_in_float32():
     scores = answer_scores(torch.full((1000,), -1.0, dtype=torch.bfloat16), torch.zeros(1000, dtype=torch.long), 1)
     assert scores.log_probs.item() == -1000.0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_token_log_probs_and_their_gradient_are_those_of_a_softmax(dtype, tolerance):
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(2 * PLACES + 3, 50)).to(dtype).requires_grad_()
+    targets = torch.randint(50, (len(logits),))
+    outer = torch.randn(len(logits))
+    plain = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    ours = token_log_probs(logits, targets)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    (wanted,) = torch.autograd.grad(plain, logits, outer)
+    (found,) = torch.autograd.grad(ours, logits, outer)
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

@@ -20,16 +20,17 @@ def tokenizer(tmp_path_factory):
 
 
 def test_pairs_of_one_item_share_a_row(tokenizer):
-    items = pack_pairs(tokenizer, [pair(1), pair(2), pair(1, "logicality")])
+    items, _ = pack_pairs(tokenizer, [pair(1), pair(2), pair(1, "logicality")])
     assert [item.ids for item in items] == [["q1/factuality", "q1/logicality"], ["q2/factuality"]]
     assert [item.aspects for item in items] == [["factuality", "logicality"], ["factuality"]]
     assert [len(item.lengths) for item in items] == [3, 2]
     assert all(len(item.row.sources) == sum(item.lengths) for item in items)
 
 
-def test_pairs_that_are_too_long_are_counted_and_named(tokenizer):
-    with pytest.raises(InputError, match=r"1 pairs are longer than 200 tokens \(q1/factuality\)"):
-        pack_pairs(tokenizer, [pair(1, rejected="A long letter. " * 100), pair(2)], max_length=200)
+def test_pairs_that_are_too_long_are_left_out_and_named(tokenizer):
+    items, too_long = pack_pairs(tokenizer, [pair(1, rejected="A long letter. " * 100), pair(2)], max_length=200)
+    assert too_long == ["q1/factuality"]
+    assert [item.ids for item in items] == [["q2/factuality"]]
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,15 @@ def test_time_ends_the_schedule(tmp_path):
     seen = []
     train_teacher(tmp_path / "t", Recipe(steps=10_000, batch=2, hidden=32, layers=1, heads=2), minutes=0.01, watch=seen.append)
     assert 0 < len(seen) < 10_000
+
+
+def test_the_shipped_weights_are_those_of_the_committed_recipes() -> None:
+    import dataclasses
+
+    from kt.demo.teacher import SHIPPED, SHIPPED_TEACHER
+    from kt.weights import fingerprint
+
+    said = json.loads((SHIPPED_TEACHER / "training.json").read_bytes())
+    assert said["recipes"] == json.loads(json.dumps([dataclasses.asdict(recipe) for recipe in SHIPPED]))
+    assert said["fingerprint"] == fingerprint(SHIPPED_TEACHER)
+    assert sum(path.stat().st_size for path in SHIPPED_TEACHER.iterdir()) < 6_000_000

@@ -54,3 +54,15 @@ def test_an_unknown_template_names_the_known():
 def test_importing_it_loads_no_torch():
     code = "import kt.template, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_chat_template_must_end_its_answers_with_eos(tiny_llama):
+    transformers = pytest.importorskip("transformers")
+    from kt.template import check_ending
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
+    check_ending("chat", tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    check_ending("alpaca", tokenizer)
+    with pytest.raises(InputError, match=r"ends an answer with '\\n', not with the tokenizer's EOS '<\|end\|>'"):
+        check_ending("chat", tokenizer)

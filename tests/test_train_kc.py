@@ -29,15 +29,15 @@ def folder(tmp_path_factory):
     return make_llama(tmp_path_factory.mktemp("llama"))
 
 
-def make(folder, out, reference="ka", micro=4, **options):
+def make(folder, out, reference="ka", micro=6, parts=1, autocast=None, **options):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     config = LoraConfig(target_modules=["q_proj", "v_proj"], r=8, lora_alpha=16, task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
-    items = with_reference(model, pack_pairs(tokenizer, PAIRS), reference)
+    items = with_reference(model, pack_pairs(tokenizer, PAIRS)[0], reference, autocast)
     args = TrainingArguments(
         str(out), use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, remove_unused_columns=False,
-        disable_tqdm=True, per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro, max_steps=3,
+        disable_tqdm=True, per_device_train_batch_size=micro, gradient_accumulation_steps=parts, max_steps=3,
         seed=42, **options,
     )  # fmt: skip
     return KcTrainer(model, args, train_dataset=items), items
@@ -65,9 +65,19 @@ def test_the_base_as_reference_is_another_one(folder, tmp_path):
     assert abs(first_loss(trainer, items, 0.0) - math.log(2)) > 1e-3
 
 
+def test_the_reference_is_computed_in_the_precision_that_the_policy_trains_in(folder, tmp_path):
+    first = {}
+    for autocast in (torch.bfloat16, None):
+        trainer, _ = make(folder, tmp_path, micro=1, autocast=autocast, bf16=True)
+        trainer.gamma = 0.0
+        first[autocast] = losses(trainer)[0]
+    assert first[torch.bfloat16] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(first[None] - math.log(2)) > 1e-5
+
+
 def test_micro_batches_change_no_loss(folder, tmp_path):
     whole = losses(make(folder, tmp_path / "a", learning_rate=1e-3)[0])
-    parts = losses(make(folder, tmp_path / "b", micro=1, learning_rate=1e-3)[0])
+    parts = losses(make(folder, tmp_path / "b", micro=1, parts=4, learning_rate=1e-3)[0])
     assert whole == pytest.approx(parts, abs=1e-4)
     assert whole[-1] < whole[0]
 

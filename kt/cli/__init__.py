@@ -11,13 +11,21 @@ import click
 from kt import __version__
 
 COMMANDS = {
+    "annotate": ("kt.cli.annotate", "Judge two methods' answers by hand, blind, in a page on this machine."),
     "build-data": ("kt.cli.build", "Build the training sets of both stages from a question-answer file."),
     "cache": ("kt.cli.cache", "Look into, carry, join and check the file that keeps every completion."),
     "check": ("kt.cli.check", "Check configs, prompts and data without a network."),
+    "cost": ("kt.cli.cost", "Say what runs and the cache cost: tokens, time, dollars; what a rerun saves."),
     "demo": ("kt.cli.demo", "Make a world of facts that no model knows, and tiny models that live in it."),
     "doctor": ("kt.cli.doctor", "Say what this machine can run, and what is missing."),
+    "evaluate": ("kt.cli.evaluate", "Compare generated answers: METEOR, BERTScore, judges, fact counts."),
+    "export": ("kt.cli.export", "Merge an adapter into its base: safetensors, and GGUF for llama.cpp."),
+    "generate": ("kt.cli.generate", "Answer questions with a base model and any of its adapters."),
     "prompt": ("kt.cli.prompt", "List and show the prompts as they are sent."),
+    "report": ("kt.cli.report", "Write one HTML page about a run, or its tables."),
+    "run": ("kt.cli.run", "Run a whole experiment, skipping what is up to date."),
     "serve": ("kt.cli.serve", "Serve a local model as an OpenAI-compatible endpoint."),
+    "train": ("kt.cli.train", "Train one stage of an experiment: sft, ka or kc."),
 }
 """Every command with its module and its line in the help, so that `kt --help` imports none of them."""
 

@@ -94,7 +94,9 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
 
     values: dict[str, Any] = read_yaml(find_shipped("configs", config)) if config else {}
     if isinstance(values.get("build"), dict):  # a whole experiment: its data section
-        values = values["build"]
+        from kt.train_config import build_settings
+
+        values = build_settings(values)
     plain = {key: given[key] for key in ("out", "cache", "backend", "model", "revision", "api_key_env", "offline")}
     plain |= {key: given[key] for key in ("prompts", "limit", "workers", "seed", "rejected", "attempts")}
     plain |= {key: given[key] for key in ("timeout", "retries", "max_cost")}

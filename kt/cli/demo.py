@@ -47,11 +47,19 @@ def questions(out: str, size: int, seed: int) -> None:
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End the schedule at this time if steps have not.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the schedule, if not those of the recipe.")
 @click.option("--seed", type=int, help="Another seed than the recipe's.")
+@click.option("--start", type=click.Path(exists=True, file_okay=False), help="Go on from this folder's weights.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores to use.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile first (a C++ compiler, a minute): one third faster.")
 @options.quiet_option
 def train(
-    out: str, minutes: float | None, steps: int | None, seed: int | None, threads: int, compiled: bool, quiet: bool
+    out: str,
+    minutes: float | None,
+    steps: int | None,
+    seed: int | None,
+    start: str | None,
+    threads: int,
+    compiled: bool,
+    quiet: bool,
 ) -> None:
     """Train the tiny teacher from scratch: safetensors and GGUF. An hour on one core gives a good one.
 
@@ -67,7 +75,7 @@ def train(
     given: dict[str, Any] = {"steps": steps, "seed": seed}
     recipe = dataclasses.replace(Recipe(), **{name: value for name, value in given.items() if value is not None})
     watch = None if quiet else _every(10.0)
-    folder = train_teacher(out, recipe, minutes=minutes, threads=threads, compiled=compiled, watch=watch)
+    folder = train_teacher(out, recipe, minutes=minutes, threads=threads, compiled=compiled, watch=watch, start=start)
     target = folder.with_name(folder.name + ".gguf")
     write_gguf(folder, target)
     if not quiet:

@@ -1,6 +1,6 @@
-"""README's first command: make a tiny model on the spot, build both data sets with it through llama.cpp, replay them.
+"""README's first command: both data sets of a small world with the tiny teacher through llama.cpp, then a replay.
 
-Everything is real and small: a minute of training gives a model that answers in the right form, and mostly wrongly.
+Everything is real and small: the teacher is a model of two million parameters that this project trained (docs/teacher.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 from kt.build import BuildResult, build_data
 from kt.client import Counters
 from kt.config import BuildConfig
-from kt.demo.tiny_model import make_tiny_model
+from kt.demo.teacher import SHIPPED_TEACHER
 from kt.demo.world import make_world, question_items, write_questions
 from kt.gguf import write_gguf
 from kt.progress import Display
@@ -38,7 +38,7 @@ def main(out: str) -> None:
         model=str(model),
         offline=True,
         prompts="compact",
-        difficulty={"mode": "ppl", "scorer": str(root / "tiny-hf")},  # type: ignore[arg-type]
+        difficulty={"mode": "ppl", "scorer": str(SHIPPED_TEACHER)},  # type: ignore[arg-type]
         server={"max_model_len": 2048},  # type: ignore[arg-type]
     )
     built = _build(config)
@@ -48,20 +48,11 @@ def main(out: str) -> None:
 
 
 def _model(root: Path) -> Path:
-    """Train the model unless an earlier run has."""
-    target = root / "tiny.gguf"
+    """Write the shipped teacher as GGUF unless an earlier run has."""
+    target = root / "teacher.gguf"
     if not target.exists():
-        click.echo(
-            "no model is at hand: training a tiny one on the spot (2 million parameters, one to three minutes)", err=True
-        )
-        make_tiny_model(root / "tiny-hf", progress=_progress)
-        write_gguf(root / "tiny-hf", target)
+        write_gguf(SHIPPED_TEACHER, target)
     return target
-
-
-def _progress(step: int, steps: int, loss: float) -> None:
-    if step % 25 == 0:
-        click.echo(f"  step {step} of {steps}, loss {loss:.2f}", err=True)
 
 
 def _build(config: BuildConfig) -> BuildResult:
@@ -85,7 +76,7 @@ def _show(root: Path, built: BuildResult, replayed: BuildResult, same: bool, sec
         f" to {sets}; {built.rejected} records rejected, with reasons\n"
         f"{built.counters.sent} completions and scores from the real model, then a replay without a model:"
         f" {replayed.counters.sent} sent, the same bytes: {'yes' if same else 'NO'}; {seconds:.0f} s in all\n"
-        "The model was made on the spot and has learnt the form of the answers only: use a 7B-class one for real data."
+        "The model is a tiny teacher for this generated world (docs/teacher.md): use a 7B-class one for real data."
     )
     if not same:
         raise SystemExit(1)

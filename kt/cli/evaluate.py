@@ -1,0 +1,184 @@
+"""`kt evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from kt.cli import options
+
+BACKENDS = ["vllm", "llama-cpp", "openai", "replay"]
+CRITERIA = ["completeness", "factuality", "logicality"]
+METRICS = "meteor,meteor-no-wordnet,bertscore,judge,score,facts"
+
+
+@click.command(short_help="Compare generated answers: METEOR, BERTScore, judges, fact counts.")
+@click.option(
+    "--answers", multiple=True, metavar="NAME=DIR", help="A method's answers, from kt generate; the first is compared."
+)
+@options.data_option
+@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", required=True, help="A folder for this evaluation.")
+@options.cache_option
+@click.option("--metrics", metavar="LIST", help=f"Of {METRICS}. [default: meteor,bertscore,judge,facts]")
+@click.option("--judge", metavar="NAME|PATH", help="The model that judges, scores and checks facts.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Who serves the judge. [default: vllm]")
+@click.option("--base-url", multiple=True, metavar="URL", help="A running server, ending in /v1; several share the load.")
+@click.option("--revision", metavar="NAME", help="Which weights the judge's name stands for, if the server's change.")
+@click.option("--api-key-env", metavar="VAR", help="The variable that holds the server's key. [default: KT_API_KEY]")
+@click.option("--second-judge", metavar="NAME|PATH", help="Compares too; how far the two agree is reported.")
+@click.option("--second-backend", type=click.Choice(BACKENDS), help="Who serves the second judge. [default: as the first]")
+@click.option("--second-base-url", multiple=True, metavar="URL", help="The second judge's server. [default: as the first]")
+@click.option("--criterion", "criteria", multiple=True, type=click.Choice(CRITERIA), help="Judge this. [default: all three]")
+@click.option(
+    "--rule", type=click.Choice(["default", "strict"]), help="What wins over two orders; strict: both must. [default: default]"
+)
+@click.option("--all-pairs", is_flag=True, default=None, help="Compare each with each, not the first with the others.")
+@click.option("--evidence", multiple=True, metavar="gold|none|PATH", help="Check facts against this. [default: gold]")
+@click.option("--encoder", type=click.Path(), metavar="DIR", help="BERTScore's encoder, a local folder.")
+@click.option("--encoder-layer", type=click.IntRange(min=1), metavar="N", help="Its layer. [default: 17 of roberta-large]")
+@click.option("--offline", is_flag=True, default=None, help="Refuse every address but this machine's.")
+@options.prompts_option
+@options.limit_option
+@click.option("--workers", type=click.IntRange(1, 4096), metavar="N", help="Records under way at once. [default: 64]")
+@options.seed_option
+@click.option("--attempts", type=click.IntRange(min=1), metavar="N", help="Tries for a usable verdict. [default: 3]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Longest wait for one answer. [default: 600]")
+@click.option("--retries", type=click.IntRange(min=0), metavar="N", help="Repeats after a 5xx. [default: 3]")
+@click.option("--max-cost", type=float, metavar="DOLLARS", help="Stop before this is passed.")
+@click.option("--max-model-len", type=int, metavar="N", help="Context of a server that kt starts.")
+@options.json_option
+@options.quiet_option
+def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Compare the answers of several methods to the same test questions.
+
+    METEOR and BERTScore against the gold answers; a judge's win, tie and lose by completeness, factuality and logicality, in
+    both orders; single scores from 1 to 10; correct and incorrect facts. All numbers go to OUT/results.json, with bootstrap
+    intervals, and every verdict with its text to the folders beside it. Every judge's call is kept in the cache.
+
+    \b
+    For example, with a vLLM server on this machine:
+      kt evaluate --answers knowtuning=runs/kt --answers sft=runs/sft --data test.json \\
+          --judge m --backend vllm --base-url http://127.0.0.1:8000/v1 \\
+          --encoder models/roberta-large --out runs/evaluation
+    or without WordNet, an encoder and a judge:
+      kt evaluate --answers sft=runs/sft --data test.json --metrics meteor-no-wordnet --out runs/evaluation
+    """
+    config = read_settings(given)
+    run = _evaluate(config, quiet)
+    if as_json:
+        options.print_json(run.results)
+    elif not quiet:
+        for line in table(run.results):
+            click.echo(line)
+        click.echo(_last_line(run))
+
+
+def read_settings(given: dict[str, Any]) -> Any:
+    """Make the evaluation's settings of the options given."""
+    from kt.config import EvaluateConfig, validate
+
+    names = ["out", "cache", "rule", "all_pairs", "encoder", "encoder_layer", "offline", "prompts", "limit", "workers"]
+    names += ["seed", "attempts", "timeout", "retries", "max_cost"]
+    values: dict[str, Any] = {name: given[name] for name in names if given[name] is not None}
+    values |= {name: list(given[name]) for name in ("data", "criteria", "evidence") if given[name]}
+    values["answers"] = _answers(given["answers"])
+    if given["metrics"]:
+        values["metrics"] = [name.strip() for name in given["metrics"].split(",")]
+    if given["max_model_len"]:
+        values["server"] = {"max_model_len": given["max_model_len"]}
+    if "data" not in values:
+        raise click.UsageError("Missing option '--data'.")
+    values |= _judges(given)
+    return validate(EvaluateConfig, values, "options")
+
+
+def _answers(given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals or not name or not place:
+            raise click.UsageError(f"--answers {one}: say NAME=DIR, for example --answers sft=runs/sft")
+        if name in found:
+            raise click.UsageError(f"--answers {name} is given twice; each method has its own name")
+        found[name] = place
+    if not found:
+        raise click.UsageError("Missing option '--answers'.")
+    return found
+
+
+def _judges(given: dict[str, Any]) -> dict[str, Any]:
+    if not given["judge"]:
+        if given["second_judge"]:
+            raise click.UsageError("--second-judge needs a first one: --judge")
+        return {}
+    shared = {"backend": given["backend"], "base_url": list(given["base_url"]) or None, "api_key_env": given["api_key_env"]}
+    first = {**shared, "model": given["judge"], "revision": given["revision"]}
+    judges = {"judge": _said(first)}
+    if given["second_judge"]:
+        own = {"backend": given["second_backend"], "base_url": list(given["second_base_url"]) or None}
+        judges["second_judge"] = {**_said(shared), **_said(own), "model": given["second_judge"]}
+    return judges
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _evaluate(config: Any, quiet: bool) -> Any:
+    from kt.evaluate import evaluate as run
+
+    if quiet:
+        return run(config)
+    from kt.client import Counters
+    from kt.progress import Display
+
+    counters = Counters()
+    with Display(counters) as display:
+        return run(config, watcher=display, counters=counters, on_wait=display.waiting)
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the results as lines: a method each, then a comparison each."""
+    for name, method in results["methods"].items():
+        parts = [
+            f"{_number(method['words']['mean'])} words",
+            f"{method['refusals']['count']} refusals",
+            f"{method['empty']} empty",
+        ]
+        parts += [f"{metric} {_with_interval(found)}" for metric, found in method.get("metrics", {}).items()]
+        parts += [f"{criterion} {_with_interval(found)}" for criterion, found in method.get("scores", {}).items()]
+        if counts := method.get("facts"):
+            share = _with_interval({"mean": counts["correct_share"]["share"], "interval": counts["correct_share"]["interval"]})
+            parts.append(f"facts: {counts['correct']} correct, {counts['incorrect']} incorrect, share {share}")
+        yield f"{name}: {'; '.join(parts)}"
+    for judged in results.get("judges", []):
+        for row in judged["comparisons"]:
+            counts = ", ".join(f"{row[name]['count']} {name}" for name in ("win", "tie", "lose"))
+            bias = f"position bias {_number(row['position_bias'])}"
+            rejected = f"; {row['rejected']} rejected" if row["rejected"] else ""
+            yield f"{row['one']} against {row['other']}, {row['criterion']} ({judged['judge']}): {counts}; {bias}{rejected}"
+    if found := results.get("agreement"):
+        yield f"agreement of {' and '.join(found['judges'])}: kappa {_number(found['kappa'])}, alpha {_number(found['alpha'])}"
+
+
+def _with_interval(found: dict[str, Any]) -> str:
+    between = f" [{_number(found['interval'][0])}, {_number(found['interval'][1])}]" if found["interval"] else ""
+    return _number(found["mean"]) + between
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _last_line(run: Any) -> str:
+    items, counters = run.results["items"], run.counters
+    rejected = sum(step.rejected for step in run.steps)
+    cost = f" for ${counters.cost:.4f}" if counters.cost else ""
+    calls = f"{counters.sent} calls sent{cost}, {counters.hits} answers from the cache"
+    read = f"read {items['read']} items and the answers of {len(run.results['methods'])} method(s)"
+    return f"{read}, evaluated {items['used']} items, rejected {rejected}; {calls}; {run.out / 'results.json'}"

@@ -1,0 +1,68 @@
+"""`kt run`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from kt.cli import options
+
+
+@click.command(short_help="Run a whole experiment, skipping what is up to date.")
+@click.argument("config", type=click.Path(dir_okay=False))
+@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="The experiment's folder, not the config's.")
+@click.option("--model", metavar="PATH", help="The base model's folder, not the config's.")
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only these methods, not the config's.")
+@options.limit_option
+@options.seed_option
+@click.option("--dry-run", is_flag=True, help="Say what each training needs of a GPU, and run nothing.")
+@options.json_option
+@options.quiet_option
+def run(config: str, methods: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Run every stage of CONFIG in order: sft, build-data, ka, kc for each method, and the answers to the test questions.
+
+    What is up to date by its manifest is skipped; whatever was interrupted goes on where it was.
+
+    \b
+    For example:
+      kt run configs/tiny.yaml
+      kt run configs/dolly-7b.yaml --method sft --method knowtuning --method=-KA
+    """
+    from kt.train_config import read_experiment
+
+    settings = read_experiment(config, {**given, "methods": list(methods) or None})
+    if dry_run:
+        _print_plan(settings, as_json)
+        return
+    from kt.experiment import as_table, run_experiment
+
+    results = run_experiment(settings, quiet=quiet, say=lambda _: None if quiet else _say(_))
+    if as_json:
+        stages = [{"name": r.name, "out": str(r.folder), "skipped": r.skipped, "about": r.about} for r in results]
+        options.print_json({"out": settings.out, "stages": stages})
+    elif not quiet:
+        click.echo(as_table(results))
+        new = sum(not result.skipped for result in results)
+        click.echo(f"{new} of {len(results)} stages done now, {len(results) - new} up to date; {settings.out}")
+
+
+def _print_plan(settings: Any, as_json: bool) -> None:
+    from kt.plan import plan
+
+    needs = plan(settings)
+    if as_json:
+        options.print_json([dataclasses.asdict(need) for need in needs])
+        return
+    for need in needs:
+        click.echo(
+            f"{need.name:26} {need.rows:7,} rows, {need.tokens:12,} tokens, about {need.memory_gb:5.1f} GB of GPU memory,"
+            f" {need.hours:5.2f} h on one H100-class card"
+        )
+    total = sum(need.hours for need in needs) / settings.processes
+    click.echo(f"{len(needs)} trainings, about {total:.1f} h on {settings.processes} card(s); estimates, good to a third or so")
+
+
+def _say(result: Any) -> None:
+    click.echo(f"{result.name}: {'up to date' if result.skipped else 'done'}, {result.about}", err=True)

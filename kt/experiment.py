@@ -1,0 +1,174 @@
+"""A whole experiment: every stage in order, each done once, skipping what is up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kt.backends import model_name
+from kt.build import build_data
+from kt.client import Counters
+from kt.config import BuildConfig, GenerateConfig, find_shipped, validate
+from kt.errors import InputError
+from kt.generation import generate
+from kt.progress import Display
+from kt.prompts import load_prompts
+from kt.records import Record, file_hash, write_json
+from kt.train import train
+from kt.train_config import METHODS, ExperimentConfig, Training, build_settings, folder_of, needed_trainings
+from kt.weights import combined_fingerprint, fingerprint
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage: its name and folder, whether it had been done before, and a sentence about it."""
+
+    name: str
+    folder: Path
+    skipped: bool
+    about: str
+
+
+Say = Callable[[StageResult], None]
+
+
+def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> list[StageResult]:
+    """Run sft, build-data, the trainings of the methods, and their answers; `say` hears of each at its end.
+
+    A stage is skipped if all that it depends on, and what it wrote, is as it was. Engines that a stage starts are stopped
+    at its end, before another takes the device.
+    """
+    results: list[StageResult] = []
+
+    def done(result: StageResult) -> None:
+        results.append(result)
+        say(result)
+
+    trainings = needed_trainings(config)
+    for training in (one for one in trainings if one.stage == "sft"):
+        done(_train(config, training, quiet))
+    if any(training.stage != "sft" for training in trainings):
+        done(_build(config, quiet))
+    for training in (one for one in trainings if one.stage != "sft"):
+        done(_train(config, training, quiet))
+    if config.test:
+        for method in config.methods:
+            done(_generate(config, method, quiet))
+    return results
+
+
+def _train(config: ExperimentConfig, training: Training, quiet: bool) -> StageResult:
+    result = train(config, training, quiet=quiet)
+    loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
+    return StageResult(result.name, result.folder, result.skipped, f"{result.rows} rows, {result.steps} steps{loss}")
+
+
+def build_config(config: ExperimentConfig) -> BuildConfig:
+    """Return the validated settings of the experiment's data; ConfigError names the key."""
+    return validate(BuildConfig, build_settings(config.model_dump(mode="json")), "build")
+
+
+def _build(config: ExperimentConfig, quiet: bool) -> StageResult:
+    """Build the data unless they are up to date; what is cached is never asked again."""
+    build = build_config(config)
+    out = Path(build.out)
+    skipped = _up_to_date(out, said := _inputs(build))
+    if not skipped:
+        _begin(out)
+        with _display(quiet) as shown:
+            build_data(build, **shown)
+        write_json(out / "inputs.json", said)
+    sets = _read(out / "manifest.json")["sets"]
+    return StageResult("data", out, skipped, f"{sets['ka']} rows for stage I, {sets['kc']} pairs for stage II")
+
+
+def generate_config(config: ExperimentConfig, method: str) -> GenerateConfig:
+    """Return the validated settings of a method's answers to the test questions; ConfigError names the key."""
+    trained = folder_of(config, METHODS[method][-1].name)
+    whole = not (trained / "adapter_config.json").exists()
+    shared = {"data": config.test, "out": str(Path(config.out) / "generate"), "template": config.template, "seed": config.seed}
+    cache = {"cache": config.build["cache"]} if "cache" in config.build else {}
+    weights = {"model": str(trained) if whole else config.model, "adapters": {method: None if whole else str(trained)}}
+    return validate(GenerateConfig, {**shared, **cache, **config.generate, **weights}, "generate")
+
+
+def _generate(config: ExperimentConfig, method: str, quiet: bool) -> StageResult:
+    """Answer the test questions with a method's model, unless they are answered."""
+    settings = generate_config(config, method)
+    out = Path(settings.out) / method
+    kept = {"template", "max_tokens", "temperature", "top_p", "seed", "dtype", "limit", "backend"}
+    said = {
+        "settings": settings.model_dump(mode="json", include=kept),
+        "data": [file_hash(_existing(path)) for path in settings.data],
+        "weights": combined_fingerprint(settings.model, settings.named[method]),
+    }
+    skipped = _up_to_date(out, said)
+    if not skipped:
+        _begin(out)
+        with _display(quiet) as shown:
+            generate(settings, **shown)
+        write_json(out / "inputs.json", said)
+    written = _read(out / "manifest.json")["written"]
+    return StageResult(f"generate {method}", out, skipped, f"{written} answers")
+
+
+@contextlib.contextmanager
+def _display(quiet: bool) -> Iterator[dict[str, Any]]:
+    """Give the arguments that let a stage show how it goes on."""
+    if quiet:
+        yield {}
+        return
+    counters = Counters()
+    with Display(counters) as display:
+        yield {"watcher": display, "counters": counters, "on_wait": display.waiting}
+
+
+def _begin(out: Path) -> None:
+    (out / "inputs.json").unlink(missing_ok=True)
+
+
+def _up_to_date(out: Path, said: Record) -> bool:
+    """Say whether a stage was done with these inputs and its outputs are as it left them."""
+    outputs: dict[str, str] = _read(out / "manifest.json").get("outputs", {})
+    whole = all((out / name).exists() and file_hash(out / name) == digest for name, digest in outputs.items())
+    return bool(outputs) and whole and bool(_read(out / "inputs.json") == said)
+
+
+def _inputs(build: BuildConfig) -> Record:
+    """Return all that the data depend on: settings, questions, prompts, the weights of who writes and who scores."""
+    kept = {"seed", "limit", "attempts", "difficulty", "delete_share", "aspects", "rejected", "backend", "fallback", "revision"}
+    settings = build.model_dump(mode="json", include=kept)
+    difficulty = build.difficulty
+    scorer = (
+        combined_fingerprint(difficulty.scorer, difficulty.adapter) if difficulty.mode == "ppl" and difficulty.scorer else None
+    )
+    settings["difficulty"] = {key: value for key, value in settings["difficulty"].items() if key not in ("scorer", "adapter")}
+    return {
+        "settings": settings,
+        "data": [file_hash(_existing(path)) for path in build.data],
+        "prompts": {name: prompt.hash for name, prompt in load_prompts(find_shipped("prompts", build.prompts)).items()},
+        "model": [model_name(build.model), fingerprint(build.model) if Path(build.model).exists() else None],
+        "scorer": scorer,
+    }
+
+
+def _existing(path: str) -> str:
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file; the config's `data` names question-answer files")
+    return path
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def as_table(results: Iterable[StageResult]) -> str:
+    """Return the stages as lines of text."""
+    return "\n".join(f"{one.name:26} {'up to date' if one.skipped else 'done':11} {one.about}; {one.folder}" for one in results)

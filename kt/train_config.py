@@ -1,0 +1,173 @@
+"""One experiment as one YAML: base model, data, what is trained how, which methods are compared."""
+# ruff: noqa: RUF012 (pydantic copies defaults)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from kt.config import Section, find_shipped, read_yaml, validate
+from kt.errors import ConfigError
+
+Stage = Literal["sft", "ka", "kc"]
+ASPECTS = ("completeness", "factuality", "logicality")
+
+PAPER: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0,
+    "optim": "adamw_torch",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+}
+"""The paper's optimiser (the defaults of its framework), for every stage."""
+
+PAPER_STAGE: dict[str, dict[str, Any]] = {
+    "sft": {"num_train_epochs": 3, "learning_rate": 1e-4, "per_device_train_batch_size": 32},
+    "ka": {"num_train_epochs": 3, "learning_rate": 1e-4, "per_device_train_batch_size": 32},
+    "kc": {"num_train_epochs": 1, "learning_rate": 1e-5, "per_device_train_batch_size": 16},
+}
+
+
+class TrainerSection(Section):
+    """Trainer settings under the names of transformers' TrainingArguments and TRL's SFTConfig, handed on unchanged."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is handed to the trainer."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class KcSection(TrainerSection):
+    """The KC stage: the loss's β and γ, and its reference: the model that training starts from, or the raw base model.
+
+    Here per_device_train_batch_size counts pairs.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    gamma: float = Field(0.2, ge=0)
+    reference: Literal["ka", "base"] = "ka"
+
+
+class ExperimentConfig(Section):
+    """Everything that `kt run` needs, and of which `kt train`, `kt build-data` and `kt generate` read their part."""
+
+    out: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    data: list[str] = Field(min_length=1)
+    test: list[str] = []
+    methods: list[str] = ["sft", "knowtuning"]
+    seed: int = 42
+    limit: int | None = Field(None, gt=0)
+    template: Literal["alpaca", "chat"] = "alpaca"
+    max_length: int = Field(1024, gt=1)
+    too_long: Literal["error", "drop"] = "error"
+    hold_out: int = Field(100, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "nf4"] = "none"
+    processes: int = Field(1, gt=0)
+    torchrun: dict[str, str | int] = {}
+    lora: dict[str, Any] | None = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    trainer: TrainerSection = TrainerSection()
+    sft: TrainerSection = TrainerSection()
+    ka: TrainerSection = TrainerSection()
+    kc: KcSection = KcSection()
+    build: dict[str, Any] = {}
+    generate: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to train: its folder's name, its stage, what it starts from (None: the base model), which pairs it sees."""
+
+    name: str
+    stage: Stage
+    start: str | None = None
+    aspects: tuple[str, ...] = ASPECTS
+
+
+SFT, KA = Training("sft", "sft"), Training("ka", "ka")
+METHODS: dict[str, tuple[Training, ...]] = {
+    "sft": (SFT,),
+    "knowtuning": (KA, Training("kc", "kc", "ka")),
+    "-KA": (SFT, Training("kc-without-ka", "kc", "sft")),
+    "-KC": (KA,),
+    **{
+        f"-K{aspect[0].upper()}C": (
+            KA,
+            Training(f"kc-without-{aspect}", "kc", "ka", tuple(other for other in ASPECTS if other != aspect)),
+        )
+        for aspect in ASPECTS
+    },
+}
+"""The trainings of each method of the paper, in order; the last one is the method's model. Equal ones are shared."""
+
+
+def folder_of(config: ExperimentConfig, name: str) -> Path:
+    """Return where a training of this name writes."""
+    return Path(config.out) / name
+
+
+def data_of(config: ExperimentConfig, training: Training) -> Path:
+    """Return the rows that a training reads: D itself for SFT, what `kt build-data` made for the others."""
+    if training.stage == "sft":
+        return folder_of(config, training.name) / "rows.jsonl"
+    return Path(config.out) / "data" / "sets" / f"{training.stage}.jsonl"
+
+
+def read_experiment(path: str | Path, given: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """Read an experiment's YAML; `given` goes before what the file says. ConfigError names file, line and key."""
+    found = find_shipped("configs", path)
+    values = read_yaml(found)
+    values.update({key: value for key, value in (given or {}).items() if value is not None})
+    config = validate(ExperimentConfig, values, found)
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown or not config.methods:
+        raise ConfigError(f"{found}: methods: unknown: {', '.join(unknown) or '(none)'}; known methods: {', '.join(METHODS)}")
+    return config
+
+
+def trainer_settings(config: ExperimentConfig, stage: Stage) -> dict[str, Any]:
+    """Return a stage's trainer settings: the paper's, then the config's for all stages, then its own."""
+    return {**PAPER, **PAPER_STAGE[stage], **config.trainer.settings(), **getattr(config, stage).settings()}
+
+
+def needed_trainings(config: ExperimentConfig) -> list[Training]:
+    """Return what must be trained for the config's methods, each once, in an order in which each start is there."""
+    found = dict.fromkeys(training for method in config.methods for training in METHODS[method])
+    if needs_scorer(config):
+        found = {SFT: None, **found}
+    return sorted(found, key=lambda one: ("sft", "ka", "kc").index(one.stage))
+
+
+def needs_scorer(config: ExperimentConfig) -> bool:
+    """Say whether the data are chosen by perplexity under the `sft` model of this experiment."""
+    difficulty = config.build.get("difficulty") or {}
+    built = any(training.stage != "sft" for method in config.methods for training in METHODS[method])
+    return built and difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer")
+
+
+def build_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an experiment's `kt build-data`: its section `build`, filled up from the rest.
+
+    Unless the section says otherwise: the experiment's data, seed and limit, its folder, and facts chosen by perplexity
+    under its own `sft` model.
+    """
+    build = dict(values.get("build") or {})
+    shared = {key: values[key] for key in ("data", "seed", "limit") if values.get(key) is not None}
+    filled = {"out": str(Path(str(values.get("out", ""))) / "data"), **shared, **build}
+    difficulty = dict(filled.get("difficulty") or {})
+    if difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer"):
+        sft = str(Path(str(values.get("out", ""))) / SFT.name)
+        adapter = {} if values.get("lora", True) is None else {"adapter": sft}
+        difficulty |= {"scorer": values.get("model") if adapter else sft, **adapter}
+        difficulty.setdefault("template", values.get("template", "alpaca"))
+        filled["difficulty"] = difficulty
+    return filled

@@ -1,0 +1,248 @@
+"""Whole evaluations through the command line: twice the same bytes, the same numbers everywhere, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from conftest import DOLLY, needs
+from scripted_server import Running, scripted_server
+from test_metrics import make_encoder, make_wordnet
+
+from kt.cli.evaluate import table
+from kt.evaluate import comparisons
+from kt.items import read_items
+from kt.records import file_hash, read_jsonl, write_jsonl
+
+pytest.importorskip("scipy")
+pytest.importorskip("nltk")
+
+
+def kt(*args: object) -> subprocess.CompletedProcess[str]:
+    """Evaluate as a user does; a traceback is a bug whatever happens."""
+    command = [sys.executable, "-m", "kt", "evaluate", "--prompts", "compact", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def study(folder: Path, count: int = 8) -> list[object]:
+    """Write test items and the answers of two methods; return the options that name them."""
+    gold = [f"Town {i} is old. Town {i} makes wool. Town {i} is rich." for i in range(count)]
+    rows = [{"id": f"q{i}", "instruction": f"What of town {i}?", "input": "", "output": gold[i]} for i in range(count)]
+    (folder / "test.json").write_text(json.dumps([*rows, {"id": "none", "instruction": "What?", "output": ""}]))
+    answers = {
+        "kt": [f"Town {i} is old. Town {i} makes wool." for i in range(count)],
+        "sft": [f"Town {i} is <b>new</b>." if i else "" for i in range(count)],
+    }
+    for name, texts in answers.items():
+        write_jsonl(
+            folder / name / "records.jsonl",
+            [{"id": f"q{i}", "question": f"What of town {i}?", "answer": text} for i, text in enumerate(texts)],
+        )
+    return ["--answers", f"kt={folder / 'kt'}", "--answers", f"sft={folder / 'sft'}", "--data", folder / "test.json"]
+
+
+def at(server: Running) -> list[str]:
+    return ["--backend", "openai", "--base-url", server.url, "--judge", "m"]
+
+
+PARTS = ["--metrics", "meteor-no-wordnet,judge,score,facts"]
+
+
+def tree(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_twice_and_replayed_is_the_same_bytes(tmp_path: Path) -> None:
+    common = [*study(tmp_path), *PARTS, "--cache", tmp_path / "c.sqlite"]
+    with scripted_server(tmp_path) as server:
+        first = kt(*common, *at(server), "--out", tmp_path / "a")
+        assert first.returncode == 0, first.stderr
+        sent = len(server.received())
+        again = kt(*common, *at(server), "--out", tmp_path / "b", "--workers", 1)
+        assert "; 0 calls sent" in again.stdout
+        assert len(server.received()) == sent
+    replay = kt(*common, "--backend", "replay", "--judge", "m", "--out", tmp_path / "r")
+    assert replay.returncode == 0, replay.stderr
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") == tree(tmp_path / "r")
+    assert kt(*common, "--backend", "replay", "--judge", "m", "--seed", 1, "--out", tmp_path / "r").returncode == 0
+    assert tree(tmp_path / "a").keys() == tree(tmp_path / "r").keys()
+
+
+def test_every_number_is_the_one_that_the_records_give(tmp_path: Path) -> None:
+    with scripted_server(tmp_path) as server:
+        done = kt(*study(tmp_path), *PARTS, *at(server), "--cache", tmp_path / "c.sqlite", "--out", tmp_path / "a", "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "a/results.json").read_text())
+    assert json.loads(done.stdout) == results
+    assert results["items"] == {"read": 9, "used": 8, "rejected": 1}
+    assert list(results["methods"]) == ["kt", "sft"]
+    ours, theirs = results["methods"]["kt"], results["methods"]["sft"]
+    assert (ours["words"]["mean"], ours["empty"], theirs["empty"]) == (8, 0, 1)
+    rows = list(read_jsonl(tmp_path / "a/metrics/records.jsonl"))
+    own = [row["meteor-no-wordnet"] for row in rows if row["name"] == "kt"]
+    assert ours["metrics"]["meteor-no-wordnet"]["mean"] == pytest.approx(sum(own) / len(own), abs=1e-6)
+    assert (ours["facts"]["correct"], ours["facts"]["incorrect"]) == (16, 0)
+    assert (theirs["facts"]["correct"], theirs["facts"]["incorrect"], theirs["facts"]["without_facts"]) == (0, 7, 1)
+    assert ours["scores"]["factuality"]["mean"] == 8
+    assert theirs["scores"]["factuality"]["mean"] == (7 * 4 + 1) / 8
+    [judged] = results["judges"]
+    assert [row["criterion"] for row in judged["comparisons"]] == ["completeness", "factuality", "logicality"]
+    assert all(row["win"]["count"] == 8 and row["judged"] == 7 for row in judged["comparisons"])
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert all(file_hash(tmp_path / "a" / name) == digest for name, digest in manifest["outputs"].items())
+    assert "results.json" in manifest["outputs"]
+    assert str(tmp_path) not in (tmp_path / "a/manifest.json").read_text() + (tmp_path / "a/results.json").read_text()
+    lines = list(table(results))
+    assert lines[2] == "kt against sft, completeness (m): 8 win, 0 tie, 0 lose; position bias 0.000"
+    assert "facts: 16 correct, 0 incorrect, share 1.000 [1.000, 1.000]" in lines[0]
+
+
+def test_a_judge_that_always_says_a_is_reported_as_ties_and_full_bias(tmp_path: Path) -> None:
+    common = [*study(tmp_path), "--metrics", "judge", "--criterion", "factuality", "--cache", tmp_path / "c.sqlite"]
+    with scripted_server(tmp_path, "--judge", "first") as server:
+        done = kt(*common, *at(server), "--out", tmp_path / "a", "--json")
+    [row] = json.loads(done.stdout)["judges"][0]["comparisons"]
+    # The first answer of sft is empty, which no judge is asked about.
+    assert (row["win"]["count"], row["tie"]["count"], row["lose"]["count"], row["position_bias"]) == (1, 7, 0, 1)
+
+
+def test_verdicts_that_are_none_are_counted_rejects(tmp_path: Path) -> None:
+    common = [*study(tmp_path, 3), "--metrics", "judge", "--cache", tmp_path / "c.sqlite"]
+    with scripted_server(tmp_path, "--judge", "none") as server:
+        done = kt(*common, *at(server), "--out", tmp_path / "a")
+    assert done.returncode == 0
+    assert "1 win, 0 tie, 0 lose; position bias -; 2 rejected" in done.stdout
+    assert len(list(read_jsonl(tmp_path / "a/judge/rejected.jsonl"))) == 6
+
+
+def test_two_judges_and_how_far_they_agree(tmp_path: Path) -> None:
+    common = [*study(tmp_path), "--metrics", "judge", "--cache", tmp_path / "c.sqlite", "--out", tmp_path / "a", "--json"]
+    with scripted_server(tmp_path / "1") as one, scripted_server(tmp_path / "2", "--judge", "first") as two:
+        second = ["--second-judge", "n", "--second-base-url", two.url]
+        done = kt(*common, *at(one), *second)
+        assert done.returncode == 0, done.stderr
+        assert kt(*common, *at(one), "--second-judge", "m").returncode == 1
+    results = json.loads(done.stdout)
+    assert [judged["judge"] for judged in results["judges"]] == ["m", "n"]
+    assert results["agreement"] == {"judges": ["m", "n"], "units": 21, "same": 0, "kappa": 0, "alpha": pytest.approx(-0.952381)}
+
+
+def test_a_smaller_evaluation_leaves_nothing_of_the_larger(tmp_path: Path) -> None:
+    common = [*study(tmp_path, 3), "--cache", tmp_path / "c.sqlite"]
+    with scripted_server(tmp_path) as server:
+        assert kt(*common, *PARTS, *at(server), "--out", tmp_path / "a").returncode == 0
+        for out in ("a", "b"):
+            done = kt(*common, "--metrics", "judge", "--rule", "strict", "--limit", 2, *at(server), "--out", tmp_path / out)
+            assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_who_is_compared_with_whom() -> None:
+    assert comparisons(["a", "b", "c"], False) == [("a", "b"), ("a", "c")]
+    assert comparisons(["a", "b", "c"], True) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def wrong(folder: Path) -> list[tuple[list[Any], int, str]]:
+    common = study(folder, 2)
+    (folder / "few").mkdir()
+    write_jsonl(folder / "few/records.jsonl", [{"id": "q0", "question": "What of town 0?", "answer": "x"}])
+    (folder / "empty.json").write_text(
+        '[{"id": "q0", "question": "?", "answer": ""}, {"id": "q1", "question": "?", "answer": " "}]'
+    )
+    words = ["--metrics", "meteor-no-wordnet"]
+    one, data = common[:2], common[4:]
+    return [
+        ([*common, "--metrics", "judge"], 1, "metrics judge need a judge: give --judge MODEL"),
+        ([*one, *data, "--metrics", "judge", "--judge", "m"], 1, "metric judge compares: give --answers NAME=DIR twice"),
+        ([*common, "--metrics", "bertscore"], 1, "give --encoder FOLDER (`kt doctor` says"),
+        ([*common, "--metrics", "bertscore", "--encoder", folder], 1, "no encoder's folder"),
+        ([*common, "--metrics", "rouge"], 1, "metrics.0"),
+        ([*common, *words, "--answers", f"few={folder / 'few'}"], 1, "few: no answer for 1 of 2 test items (q1)"),
+        ([*common, *words, "--answers", f"gone={folder / 'gone'}"], 1, "gone: cannot be read"),
+        ([*common, *words, "--answers", "sft"], 2, "say NAME=DIR"),
+        ([*common, *words, "--answers", f"sft={folder / 'few'}"], 2, "sft is given twice"),
+        ([*one, *words], 2, "Missing option '--data'"),
+        ([*data, *words], 2, "Missing option '--answers'"),
+        ([*common, *words, "--second-judge", "n"], 2, "--second-judge needs a first one"),
+        ([*common, *words, "--out", folder / "kt"], 1, "holds another run (records.jsonl)"),
+        (
+            [*common, "--metrics", "facts", "--judge", "m", "--backend", "replay", "--evidence", folder / "few/x"],
+            1,
+            "no file or folder",
+        ),
+        ([*common, "--metrics", "facts", "--judge", "m", "--backend", "replay"], 3, "the cache lacks 3 completion(s)"),
+        (
+            [*common, "--metrics", "facts", "--judge", "m", "--evidence", "gold", "--evidence", folder],
+            1,
+            "--evidence gold: no file",
+        ),
+        ([*one, "--data", folder / "empty.json", *words], 1, "empty.json: no usable item of 2"),
+        ([*common, "--metrics", "facts", "--judge", "m", "--prompts", folder / "few"], 1, "holds no prompt"),
+    ]
+
+
+def test_what_is_wrong_is_said_and_nothing_is_asked(tmp_path: Path) -> None:
+    from kt.cache import Cache
+
+    Cache(tmp_path / "c.sqlite").close()
+    for options, code, message in wrong(tmp_path):
+        done = kt("--out", tmp_path / "a", "--cache", tmp_path / "c.sqlite", *options)
+        assert (done.returncode, message in done.stderr) == (code, True), (options, done.returncode, done.stderr)
+        assert not (tmp_path / "a/manifest.json").exists()
+
+
+# ---- real engines ----------------------------------------------------------------------------------------------------
+
+
+def real_study(folder: Path, count: int) -> list[object]:
+    """Test items of real Dolly answers where they lie, else our own; one method answers with half of the gold answer."""
+    path = DOLLY.with_name("dolly_test.json")
+    lines = tiny_models.sentences(count * 4)
+    own = [{"instruction": f"Tell me of case {i}.", "output": " ".join(lines[4 * i : 4 * i + 4])} for i in range(count)]
+    (folder / "own.json").write_text(json.dumps(own))
+    data = path if path.exists() else folder / "own.json"
+    items = [read.item for read in read_items([data], count) if read.item is not None]
+    for name, cut in (("whole", 1), ("half", 2)):
+        rows = [{**item, "answer": item["answer"][: len(item["answer"]) // cut]} for item in items]
+        write_jsonl(folder / name / "records.jsonl", rows)
+    return ["--answers", f"whole={folder / 'whole'}", "--answers", f"half={folder / 'half'}", "--data", data, "--limit", count]
+
+
+@pytest.mark.xdist_group("llama")
+@needs("bert_score", "torch", "llama_cpp")
+def test_all_parts_with_a_real_engine_a_real_encoder_and_documents(
+    tmp_path: Path, llama_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random tiny judge: its verdicts mean nothing, but every one fits the schema, and the rerun is the same bytes."""
+    monkeypatch.setenv("KT_API_KEY", llama_server.api_key)
+    monkeypatch.setenv("KT_WORDNET", str(make_wordnet(tmp_path / "wordnet")))
+    encoder = make_encoder(tmp_path / "encoder")
+    common = [*real_study(tmp_path, 6), "--cache", tmp_path / "c.sqlite", "--metrics", "meteor,bertscore,judge,score,facts"]
+    (tmp_path / "notes.md").write_text("The harbour is old.")
+    common += ["--encoder", encoder, "--encoder-layer", 2, "--evidence", tmp_path / "notes.md"]
+    judge = ["--judge", llama_server.model, "--backend", "llama-cpp", "--base-url", llama_server.base_url]
+    first = kt(*common, *judge, "--out", tmp_path / "a", "--json")
+    assert first.returncode == 0, first.stderr
+    assert kt(*common, "--judge", llama_server.model, "--backend", "replay", "--out", tmp_path / "b").returncode == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    results = json.loads(first.stdout)
+    whole = results["methods"]["whole"]
+    assert whole["metrics"]["bertscore-f1"]["mean"] == pytest.approx(1, abs=1e-5)
+    assert whole["metrics"]["meteor"]["mean"] > results["methods"]["half"]["metrics"]["meteor"]["mean"]
+    for row in results["judges"][0]["comparisons"]:
+        assert row["pairs"] + row["rejected"] == 6
+        assert sum(row[name]["count"] for name in ("win", "tie", "lose")) == row["pairs"]
+    for verdict in read_jsonl(tmp_path / "a/judge/records.jsonl"):
+        assert [json.loads(text)["verdict"] for text in verdict["texts"]] == verdict["verdicts"]
+    counts = whole["facts"]
+    assert counts["correct"] + counts["incorrect"] + counts["unchecked"] == counts["facts"]
+    assert counts["answers"] + counts["rejected"] == 6
+    settings = results["settings"]
+    assert (settings["encoder"]["layer"], settings["evidence"], len(settings["wordnet"])) == (2, "collection", 16)
