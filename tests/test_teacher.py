@@ -1,5 +1,6 @@
 """The teacher's lessons, tokenizer, training and examination; a short training shows that all of it fits together."""
 
+import collections
 import itertools
 import json
 
@@ -7,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from kt.cli.demo import demo
-from kt.demo.attributes import FIRST, SECOND, fresh_name
+from kt.demo.attributes import ATTRIBUTES, FIRST, SECOND, fresh_name
 from kt.demo.exam import Marks, examine, mark
-from kt.demo.lessons import TASKS, Lesson, lessons
-from kt.demo.oracle import read_all, sentences_of
+from kt.demo.lessons import CRITERIA, JUDGING, TASKS, WRITING, Lesson, lessons
+from kt.demo.oracle import read_all, read_sentence, sentences_of
 from kt.demo.spelling import SPECIAL
 from kt.prompts import load_prompts
 
@@ -41,12 +42,12 @@ def some(count, **options):
 
 def test_lessons_follow_from_their_seed_and_take_the_tasks_in_turn():
     assert some(20) == some(20)
-    assert [lesson.task for lesson in some(10)] == [*TASKS, *TASKS]
+    assert [lesson.task for lesson in some(2 * len(TASKS))] == [*TASKS, *TASKS]
     assert some(3) != list(itertools.islice(lessons(6), 3))
 
 
 def test_lessons_say_what_the_oracle_reads():
-    for lesson in some(200):
+    for lesson in itertools.islice(lessons(5, WRITING), 200):
         facts = lesson.values.get("facts") or json.loads(lesson.answer)["facts"]
         read = read_all(facts)
         town = read[0].entity
@@ -63,6 +64,40 @@ def test_lessons_say_what_the_oracle_reads():
             assert [s.attribute for s in wrong] == [s.attribute for s in read]
             assert all(one.value != other.value for one, other in zip(wrong, read, strict=True))
             assert all(s.phrasing == 0 for s in wrong)
+
+
+def attributes_of(text):
+    return [statement.attribute for statement in read_all(sentences_of(text), "Bardan")]
+
+
+def test_verdicts_of_lessons_are_those_of_the_oracle():
+    seen = collections.Counter()
+    for lesson in itertools.islice(lessons(5, JUDGING), 600):
+        values, found = lesson.values, json.loads(lesson.answer)
+        seen[lesson.task, values.get("criterion"), *found.values()] += 1
+        if lesson.task == "check-fact":
+            told = []
+            for passage in values["evidence"].split("\n"):
+                sentences = sentences_of(passage)
+                told += read_all(sentences, sentences[0].split(" ")[0])
+            claim = read_sentence(values["statement"])
+            true = (claim.entity, claim.attribute, claim.value) in {(s.entity, s.attribute, s.value) for s in told}
+            assert found == {"verdict": "correct" if true else "incorrect"}
+            continue
+        texts = [values[name] for name in ("answer_a", "answer_b", "answer") if name in values]
+        if values["criterion"] == "completeness":
+            scores = [len(set(attributes_of(text))) for text in texts]
+        else:
+            orders = [[list(ATTRIBUTES).index(attribute) for attribute in attributes_of(text)] for text in texts]
+            scores = [max(1, 10 - 3 * sum(a > b for a, b in itertools.pairwise(order))) for order in orders]
+        if lesson.task == "judge-single":
+            assert found == {"score": scores[0]}
+        else:
+            assert found == {"verdict": "tie" if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B"}
+    for verdict in ("correct", "incorrect"):
+        assert seen["check-fact", None, verdict] > 60
+    for criterion in CRITERIA:
+        assert min(seen["judge-pair", criterion, verdict] for verdict in ("A", "B", "tie")) > 5
 
 
 def test_examinations_use_names_that_no_lesson_has():
@@ -88,7 +123,7 @@ def test_a_name_is_two_tokens_wherever_it_stands(tokenizer):
 
 def test_digits_stand_alone_and_text_comes_back(tokenizer):
     assert tokenizer.tokenize(" in 1843.") == ["Ġin", "Ġ1", "8", "4", "3", "."]
-    for text in ("Bardan has 4800 inhabitants.", 'a\n  "b" é 漢字 🙂', *(lesson.answer for lesson in some(20))):
+    for text in ("Bardan has 4800 inhabitants.", 'a\n  "b" é 漢字 🙂', *(lesson.answer for lesson in some(24))):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
@@ -131,6 +166,8 @@ FACTS = ["Bardan was built in 1200.", "Bardan has a red flag."]
         ("revise", json.dumps({"facts": ["Bardan was built in 1200.", "Bardan has a blue flag."]}), Marks(1, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan dates from 1100.", "Barda has a blue flag."]}), Marks(0, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan was built in 1100."]}), Marks(1, 2, 0, 1)),
+        ("check-fact", '{"verdict": "correct"}', Marks(1, 1, 1, 1)),
+        ("check-fact", '{"verdict": "incorrect"}', Marks(0, 1, 0, 1)),
     ],
 )
 def test_an_answer_is_marked_line_by_line(task, answer, expected):
@@ -139,6 +176,7 @@ def test_an_answer_is_marked_line_by_line(task, answer, expected):
         "revise": json.dumps({"facts": ["Bardan was built in 1233.", "Bardan has a white flag."]}),
         "rephrase": "Bardan was built in 1200. It flies a red banner.",
         "rewrite-question": "When was Bardan built and which flag does it have?",
+        "check-fact": '{"verdict": "correct"}',
     }
     assert mark(Lesson(task, {"question": "?", "facts": FACTS}, answers[task]), answer) == expected
 

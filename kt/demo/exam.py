@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kt.demo.lessons import TASKS, Lesson, lessons
+from kt.demo.lessons import JUDGING, TASKS, Lesson, lessons
 from kt.demo.oracle import read_sentence, sentences_of
 from kt.errors import InputError
 from kt.prompts import Message, load_prompts
@@ -71,14 +71,14 @@ def mark(lesson: Lesson, answer: str) -> Marks:
 
 
 def lines_of(task: str, answer: str) -> list[str]:
-    """Cut an answer into what is marked: facts, sentences, or the one question."""
+    """Cut an answer into what is marked: facts, sentences, the one question, the one verdict or score."""
     if task in ("extract", "revise"):
         try:
             facts = json.loads(answer)["facts"]
         except (ValueError, TypeError, KeyError):
             return []
         return [str(fact) for fact in facts] if isinstance(facts, list) else []
-    return [answer] if task == "rewrite-question" else sentences_of(answer)
+    return [answer] if task in ("rewrite-question", *JUDGING) else sentences_of(answer)
 
 
 def is_wrong_but_well_formed(fact: str, line: str) -> bool:

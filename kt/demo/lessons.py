@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kt.demo.attributes import ATTRIBUTES, NAME, ORDER, fresh_name, say, wrong_value
+from kt.demo.attributes import ATTRIBUTES, NAME, ORDER, draw_value, fresh_name, say, wrong_value
 from kt.demo.world import Entity, broad_question, facts_of, fine_question, fluent_text, make_entity, mixed_text
 
-TASKS = ("extract", "rewrite-question", "rewrite-answer", "rephrase", "revise")
+WRITING = ("extract", "rewrite-question", "rewrite-answer", "rephrase", "revise")
+JUDGING = ("check-fact", "judge-pair", "judge-single")
+TASKS = (*WRITING, *JUDGING)
 MOST_FACTS = 7
+CRITERIA = ("completeness", "logicality")
+"""What the teacher judges answers by. Whether a fact is right it can only tell from evidence: it knows no town."""
 
 _NAMED = [attribute.name for attribute in ATTRIBUTES.values() if attribute.values == NAME]
 
@@ -93,6 +98,62 @@ def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[s
     return values, as_json(wrong)
 
 
+def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    """A statement beside a text that holds `chosen`, alone or among passages about this town and others."""
+    told, passages = set(chosen), [mixed_text(town, chosen, rng)]
+    for _ in range(rng.choice((0, 0, 0, 1, 2, 3, 4))):
+        attributes = rng.sample(list(town.values), rng.randint(2, 4))
+        if rng.random() < 0.5:
+            told.update(attributes)
+            passages.append(mixed_text(town, attributes, rng))
+        else:
+            passages.append(mixed_text(make_entity(fresh_name(rng, reserved=False), rng, reserved=False), attributes, rng))
+    rng.shuffle(passages)
+    untold = [attribute for attribute in town.values if attribute not in told]
+    about = rng.choice(untold if untold and rng.random() < 0.15 else sorted(told))
+    value = town.values[about] if about not in told or rng.random() < 0.6 else _other_value(town, about, rng)
+    verdict = "correct" if about in told and value == town.values[about] else "incorrect"
+    values = {"question": broad_question(town.name, rng), "evidence": "\n".join(passages)}
+    return {**values, "statement": say(about, town.name, value)}, json.dumps({"verdict": verdict})
+
+
+def _other_value(town: Entity, about: str, rng: random.Random) -> str:
+    """Return a wrong value: the one that `revise` makes, the town's name for something else, or any."""
+    attribute, true = ATTRIBUTES[about], town.values[about]
+    others = [wrong_value(attribute, true), draw_value(attribute, rng, reserved=False, avoid=set())]
+    if attribute.values == NAME:
+        others.append(town.values[rng.choice([name for name in _NAMED if name != about])])
+    value = rng.choice(others)
+    return value if value != true else others[0]
+
+
+def _judge_pair(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    """Compare two answers about a town: the more complete one has more facts, the more logical one fewer breaks in order."""
+    criterion = rng.choice(CRITERIA)
+    other = rng.sample(list(town.values), rng.randint(1, MOST_FACTS))
+    if rng.random() < 0.5:
+        other.sort(key=ORDER.__getitem__)
+    first, second = (score_of(criterion, attributes) for attributes in (chosen, other))
+    verdict = "tie" if first == second else "A" if first > second else "B"
+    texts = {"answer_a": mixed_text(town, chosen, rng), "answer_b": mixed_text(town, other, rng)}
+    values = {"criterion": criterion, "question": broad_question(town.name, rng), **texts}
+    return values, json.dumps({"verdict": verdict})
+
+
+def _judge_single(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
+    criterion = rng.choice(CRITERIA)
+    values = {"criterion": criterion, "question": broad_question(town.name, rng), "answer": mixed_text(town, chosen, rng)}
+    return values, json.dumps({"score": score_of(criterion, chosen)})
+
+
+def score_of(criterion: str, attributes: Sequence[str]) -> int:
+    """Score an answer from 1 to 10: completeness, its number of facts; logicality, 10 less 3 for each break in the order."""
+    if criterion == "completeness":
+        return len(attributes)
+    breaks = sum(ORDER[one] > ORDER[following] for one, following in itertools.pairwise(attributes))
+    return max(1, 10 - 3 * breaks)
+
+
 def _fluent(town: Entity, chosen: list[str]) -> str:
     return fluent_text(town.name, [(a, town.values[a]) for a in chosen])
 
@@ -103,4 +164,7 @@ _MAKERS = {
     "rewrite-answer": _rewrite_answer,
     "rephrase": _rephrase,
     "revise": _revise,
+    "check-fact": _check_fact,
+    "judge-pair": _judge_pair,
+    "judge-single": _judge_single,
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt.demo.feed import Batch, Feed, Stage
-from kt.demo.lessons import TASKS, lessons
+from kt.demo.lessons import TASKS, WRITING, lessons
 from kt.demo.spelling import closed_values, make_tokenizer
 from kt.prompts import load_prompts
 
@@ -44,7 +44,7 @@ class Recipe:
 
 _COPYING = ("extract", "rewrite-answer", "rephrase")
 SHIPPED = (
-    Recipe(steps=12000),
+    Recipe(steps=12000, tasks=WRITING),
     Recipe(
         steps=16000, seed=1, rate=1.5e-3, warm=200, decay_from=0.5, drill=12000, drills=1, narrow=0,
         tasks=(*_COPYING, "revise", "rewrite-question", *_COPYING),
@@ -147,7 +147,10 @@ def _step(model: Any, optimizer: Any, rate: float, batch: Batch) -> float:
 
 
 def _loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens, in nats; logits are made for these alone."""
+    """Weighted mean negative log-likelihood of the answers' tokens, in nats; logits are made for these alone.
+
+    A token weighs as the inverse square root of its answer's length, so that one-word verdicts are not drowned by lists.
+    """
     import torch
 
     places = torch.arange(batch.inputs.shape[1] - 1)
@@ -155,7 +158,10 @@ def _loss(model: Any, batch: Batch) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(input_ids=batch.inputs).last_hidden_state[:, :-1][asked]
         logits = model.lm_head(hidden)
-    return torch.nn.functional.cross_entropy(logits.float(), batch.inputs[:, 1:][asked])
+    losses = torch.nn.functional.cross_entropy(logits.float(), batch.inputs[:, 1:][asked], reduction="none")
+    lengths = batch.ends - batch.starts
+    weights = lengths.rsqrt().repeat_interleave(lengths)
+    return (losses * weights).sum() / weights.sum()
 
 
 def save(model: Any, tokenizer: Any, folder: str | Path) -> Path:
