@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import urllib.request
 
 import pytest
 from click.testing import CliRunner
@@ -225,3 +226,45 @@ def test_the_shipped_weights_are_those_of_the_committed_recipes() -> None:
     assert said["recipes"] == json.loads(json.dumps([dataclasses.asdict(recipe) for recipe in SHIPPED]))
     assert said["fingerprint"] == fingerprint(SHIPPED_TEACHER)
     assert sum(path.stat().st_size for path in SHIPPED_TEACHER.iterdir()) < 6_000_000
+
+
+# ---- the shipped teacher, served ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("llama-cpp", marks=pytest.mark.xdist_group("llama")),
+        pytest.param("vllm", marks=pytest.mark.xdist_group("vllm")),
+    ],
+)
+def test_engines_answer_as_the_shipped_folder_does(engine, tmp_path):
+    """Greedy answers of real engines are transformers' own, but for near-ties, and are worth as many marks."""
+    pytest.importorskip({"llama-cpp": "llama_cpp", "vllm": "vllm"}[engine])
+    from kt.demo.exam import model_at
+    from kt.demo.teacher import SHIPPED_TEACHER
+    from kt.gguf import write_gguf
+    from kt.serving import serve
+
+    model = SHIPPED_TEACHER
+    if engine == "llama-cpp":
+        model = tmp_path / "teacher.gguf"
+        write_gguf(SHIPPED_TEACHER, model)
+    asked = list(itertools.islice(lessons(3, WRITING, reserved=True), 25))
+    prompts = load_prompts("compact")
+    conversations = [prompts[lesson.task].render(lesson.values) for lesson in asked]
+    own = list(model_at(SHIPPED_TEACHER)(conversations))
+    with serve(engine, model, max_model_len=1024, log_path=tmp_path / "engine.log") as server:
+        served = [ask(server, messages) for messages in conversations]
+    assert sum(one == other for one, other in zip(own, served, strict=True)) >= 22
+    right = [sum(mark(*pair).right for pair in zip(asked, answers, strict=True)) for answers in (own, served)]
+    assert abs(right[0] - right[1]) <= 5
+    assert right[1] > 60
+
+
+def ask(server, messages):
+    body = {"model": server.model, "messages": messages, "temperature": 0, "max_tokens": 320}
+    headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.base_url}/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"]
