@@ -110,7 +110,7 @@ class Endpoint:
             except _RateLimited as limit:
                 limits += 1
                 if limits > MOST_RATE_LIMITS or limit.seconds > LONGEST_PAUSE_SECONDS:
-                    raise Unavailable(f"{replica.url}: rate limit (429), asked to wait {limit.seconds:.0f} s") from limit
+                    raise Unavailable(f"{replica.url}: {limit}, asked to wait {limit.seconds:.0f} s") from limit
                 replica.paused_until = max(replica.paused_until, time.monotonic() + limit.seconds)
             except Transient as problem:
                 failures += 1
@@ -169,8 +169,8 @@ class Endpoint:
     def _complaint(self, replica: Replica, status: int, body: bytes, kind: str, wait: str | None) -> Exception:
         """Say what an HTTP error means: wait, try again, or give up."""
         message = message_of(body, kind)
-        if status == 429 and "insufficient_quota" not in message:
-            return _RateLimited(_retry_after(wait))
+        if (status == 429 and "insufficient_quota" not in message) or (status == 503 and wait):
+            return _RateLimited(status, _retry_after(wait))
         if status in (400, 413, 422, 500) and _TOO_LONG.search(message):
             return TooLong(message)
         if status >= 500 or status in (408, 409, 425):
@@ -235,8 +235,10 @@ class _Unreachable(Exception):
 
 
 class _RateLimited(Exception):
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
+    """Too much for the server now (429), or nothing for a while (503 with Retry-After): it said how long to wait."""
+
+    def __init__(self, status: int, seconds: float) -> None:
+        super().__init__("rate limit (429)" if status == 429 else f"not now ({status})")
         self.seconds = seconds
 
 

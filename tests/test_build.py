@@ -328,6 +328,7 @@ def test_bad_items_are_rejected_and_the_rest_goes_on(tmp_path: Path) -> None:
         ("half", "broke off"),
         ("never", "no answer within"),
         ("429", "rate limit"),
+        ("503", "not now (503), asked to wait 900 s"),
     ],
 )
 def test_bad_servers_are_one_sentence(mode: str, words: str, tmp_path: Path) -> None:

@@ -84,14 +84,14 @@ def test_nothing_expires(cache: Cache, tmp_path: Path) -> None:
 # ---- what servers do -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", ["1", "date"])
-def test_a_rate_limit_is_waited_out(cache: Cache, tmp_path: Path, after: str) -> None:
+@pytest.mark.parametrize(("status", "after"), [("429", "1"), ("429", "date"), ("503", "1")])
+def test_a_rate_limit_is_waited_out(cache: Cache, tmp_path: Path, status: str, after: str) -> None:
     wait = email.utils.formatdate(time.time() + 2, usegmt=True) if after == "date" else after
-    options = ["--mode", "429", "--times", "1", "--retry-after", wait]
+    options = ["--mode", status, "--times", "1", "--retry-after", wait]
     with scripted_server(tmp_path, *options) as server, Client(cache, [endpoint(server, weights_known=True)]) as client:
         started = time.monotonic()
         assert fetch(client, [ask("a")])[0].status == "ok"
-        assert 0.9 < time.monotonic() - started < 5
+        assert time.monotonic() - started > 0.9
         assert len(server.received()) == 2
 
 
