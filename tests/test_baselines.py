@@ -146,7 +146,7 @@ def experiment(tiny_llama: Path, tiny_gguf: Path, tmp_path_factory: pytest.TempP
     values |= {"out": str(folder / "run"), "model": str(tiny_llama), "data": [questions], "test": [questions]}
     values["build"] |= {"model": str(tiny_gguf), "cache": str(folder / "cache.sqlite")}
     values["generate"] |= {"max_tokens": 48}
-    values["methods"] = ["sft", "rlaif", "facttune"]
+    values |= {"methods": ["sft", "rlaif", "facttune"], "rlaif": {"samples": 4}, "facttune": {"samples": 6}}
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
