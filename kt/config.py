@@ -178,6 +178,7 @@ class GenerateConfig(Section):
     max_tokens: int = Field(512, gt=0)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    samples: int = Field(1, gt=0)
     seed: int = 42
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     limit: int | None = Field(None, gt=0)
@@ -190,6 +191,8 @@ class GenerateConfig(Section):
     def _consistent(self) -> GenerateConfig:
         if bad := [name for name in self.adapters if not name or name.startswith(".") or "/" in name or name == "items"]:
             raise ValueError(f"an adapter's name is that of its folder: a plain word, not {', '.join(map(repr, bad))}")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("several samples at temperature 0 are the same answer: give a temperature, for example 1")
         if self.base_url and self.backend == "transformers":
             raise ValueError("base_url names a vLLM server: set backend vllm, or leave base_url out")
         if self.dtype != "auto" and self.backend == "vllm":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.backends import model_name
+from kt.baselines import build_preferences, needed_prompts
 from kt.build import build_data
 from kt.client import Counters
 from kt.config import BuildConfig, GenerateConfig, find_shipped, validate
@@ -19,7 +20,20 @@ from kt.progress import Display
 from kt.prompts import load_prompts
 from kt.records import Record, file_hash, write_json
 from kt.train import train
-from kt.train_config import METHODS, ExperimentConfig, Training, build_settings, folder_of, needed_trainings
+from kt.train_config import (
+    METHODS,
+    SFT,
+    Baseline,
+    ExperimentConfig,
+    Training,
+    baseline_of,
+    build_settings,
+    data_of,
+    folder_of,
+    needed_trainings,
+    needs_build,
+    preferences_of,
+)
 from kt.weights import combined_fingerprint, fingerprint
 
 
@@ -39,6 +53,8 @@ Say = Callable[[StageResult], None]
 def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> list[StageResult]:
     """Run sft, build-data, the trainings of the methods, and their answers; `say` hears of each at its end.
 
+    A baseline's preferences are made before its training.
+
     A stage is skipped if all that it depends on, and what it wrote, is as it was. Engines that a stage starts are stopped
     at its end, before another takes the device.
     """
@@ -51,9 +67,11 @@ def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = 
     trainings = needed_trainings(config)
     for training in (one for one in trainings if one.stage == "sft"):
         done(_train(config, training, quiet))
-    if any(training.stage != "sft" for training in trainings):
+    if needs_build(config):
         done(_build(config, quiet))
     for training in (one for one in trainings if one.stage != "sft"):
+        if training.baseline:
+            done(_prefer(config, training.baseline, quiet))
         done(_train(config, training, quiet))
     if config.test:
         for method in config.methods:
@@ -86,26 +104,69 @@ def _build(config: ExperimentConfig, quiet: bool) -> StageResult:
     return StageResult("data", out, skipped, f"{sets['ka']} rows for stage I, {sets['kc']} pairs for stage II")
 
 
+def _prefer(config: ExperimentConfig, baseline: Baseline, quiet: bool) -> StageResult:
+    """Sample answers to the training questions from the `sft` model and make a baseline's preferences of them."""
+    build, sampling, own = build_config(config), sample_config(config, baseline), baseline_of(config, baseline)
+    settings = own.model_dump(mode="json", include={"criteria", "rule", "evidence"})
+    out = preferences_of(config, baseline)
+    said = {
+        "sampling": _answering(sampling),
+        "settings": {**settings, **build.model_dump(mode="json", include={"seed", "attempts", "backend", "revision"})},
+        "prompts": {name: prompt.hash for name, prompt in needed_prompts(baseline, build.prompts).items()},
+        "model": _writer(build),
+    }
+    skipped = _up_to_date(out, said)
+    if not skipped:
+        _begin(out)
+        with _display(quiet) as shown:
+            generate(sampling, **shown)
+        with _display(quiet) as shown:
+            build_preferences(baseline, build, Path(sampling.out), out, settings, **shown)
+        write_json(out / "inputs.json", said)
+    manifest = _read(out / "manifest.json")
+    asked = manifest["steps"]["answers"]["read"]
+    about = f"{manifest['sets'][baseline]} pairs of {asked} questions"
+    return StageResult(f"{baseline} preferences", out, skipped, about)
+
+
+def sample_config(config: ExperimentConfig, baseline: Baseline) -> GenerateConfig:
+    """Return the settings of a baseline's samples: the training questions, answered by the `sft` model."""
+    drawn = baseline_of(config, baseline).model_dump(include={"samples", "temperature", "top_p"})
+    place = {"data": [str(data_of(config, SFT))], "out": str(preferences_of(config, baseline) / "samples"), "limit": None}
+    return _answer_config(config, "sft", {**drawn, **place}, baseline)
+
+
 def generate_config(config: ExperimentConfig, method: str) -> GenerateConfig:
     """Return the validated settings of a method's answers to the test questions; ConfigError names the key."""
+    return _answer_config(config, method, {}, "generate")
+
+
+def _answer_config(config: ExperimentConfig, method: str, own: Record, source: str) -> GenerateConfig:
     trained = folder_of(config, METHODS[method][-1].name)
     whole = not (trained / "adapter_config.json").exists()
     shared = {"data": config.test, "out": str(Path(config.out) / "generate"), "template": config.template, "seed": config.seed}
     cache = {"cache": config.build["cache"]} if "cache" in config.build else {}
     weights = {"model": str(trained) if whole else config.model, "adapters": {method: None if whole else str(trained)}}
-    return validate(GenerateConfig, {**shared, **cache, **config.generate, **weights}, "generate")
+    return validate(GenerateConfig, {**shared, **cache, **config.generate, **own, **weights}, source)
+
+
+def _answering(settings: GenerateConfig) -> Record:
+    """Return all that a model's answers depend on."""
+    kept = {"template", "max_tokens", "temperature", "top_p", "seed", "dtype", "limit", "backend"}
+    kept |= {"samples"} if settings.samples > 1 else set()
+    [adapter] = settings.named.values()
+    return {
+        "settings": settings.model_dump(mode="json", include=kept),
+        "data": [file_hash(_existing(path)) for path in settings.data],
+        "weights": combined_fingerprint(settings.model, adapter),
+    }
 
 
 def _generate(config: ExperimentConfig, method: str, quiet: bool) -> StageResult:
     """Answer the test questions with a method's model, unless they are answered."""
     settings = generate_config(config, method)
     out = Path(settings.out) / method
-    kept = {"template", "max_tokens", "temperature", "top_p", "seed", "dtype", "limit", "backend"}
-    said = {
-        "settings": settings.model_dump(mode="json", include=kept),
-        "data": [file_hash(_existing(path)) for path in settings.data],
-        "weights": combined_fingerprint(settings.model, settings.named[method]),
-    }
+    said = _answering(settings)
     skipped = _up_to_date(out, said)
     if not skipped:
         _begin(out)
@@ -151,9 +212,14 @@ def _inputs(build: BuildConfig) -> Record:
         "settings": settings,
         "data": [file_hash(_existing(path)) for path in build.data],
         "prompts": {name: prompt.hash for name, prompt in load_prompts(find_shipped("prompts", build.prompts)).items()},
-        "model": [model_name(build.model), fingerprint(build.model) if Path(build.model).exists() else None],
+        "model": _writer(build),
         "scorer": scorer,
     }
+
+
+def _writer(build: BuildConfig) -> list[str | None]:
+    """Name who writes and judges, with its weights if they are on this machine."""
+    return [model_name(build.model), fingerprint(build.model) if Path(build.model).exists() else None]
 
 
 def _existing(path: str) -> str:

@@ -47,24 +47,34 @@ class GenerateResult:
         return self.items.rejected + sum(step.rejected for step in self.steps)
 
 
-def answer(name: str, template: str, params: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
+def answer(name: str, template: str, params: Mapping[str, Any], settings: Mapping[str, Any], samples: int = 1) -> Step:
     """Questions → {"id", "question", "answer", "finish_reason"}: one request each, asked once.
 
     `params` are max_tokens, temperature, top_p and, where something is drawn, seed. An answer cut at max_tokens
-    (finish_reason "length") or empty is the model's answer all the same.
+    (finish_reason "length") or empty is the model's answer all the same. Of several samples each is a record of its own,
+    "ID/sample-1" with "item": ID; each has the next seed, so that a server draws it anew, and fewer samples are the first
+    of more.
     """
 
     def requests(record: Record) -> list[Request]:
         if template == "chat":  # the model's own tokenizer renders it; its fingerprint is in the key
-            return [Request("generate", {"template": "chat", "question": record["question"], **params}, prompt="generate")]
-        return [Request("generate", {"prompt": render_prompt(record["question"], template), **params}, prompt="generate")]
+            asked = {"template": "chat", "question": record["question"]}
+        else:
+            asked = {"prompt": render_prompt(record["question"], template)}
+        first = Request("generate", {**asked, **params}, prompt="generate")
+        drawn = ({**first.body, "seed": params["seed"] + number} for number in range(1, samples))
+        return [first, *(first._replace(body=body, sample=number) for number, body in enumerate(drawn, 1))]
 
     def parse(record: Record, completions: Sequence[Completion]) -> list[Record]:
-        said = completions[0]
-        text = {"answer": said.text.strip(), "finish_reason": said.finish_reason}
-        return [{"id": record["id"], "question": record["question"], **text}]
+        made = []
+        for number, said in enumerate(completions, 1):
+            about = {"id": record["id"]} if samples == 1 else {"id": f"{record['id']}/sample-{number}", "item": record["id"]}
+            text = {"answer": said.text.strip(), "finish_reason": said.finish_reason}
+            made.append({**about, "question": record["question"], **text})
+        return made
 
-    return Step(name, requests, parse, {"template": template, **params, **settings}, attempts=1)
+    several = {"samples": samples} if samples > 1 else {}
+    return Step(name, requests, parse, {"template": template, **params, **several, **settings}, attempts=1)
 
 
 def generate(
@@ -100,7 +110,8 @@ def _answers(
     config: GenerateConfig, client: Client, name: str, backend: Backend, items: StepResult, watcher: Watcher
 ) -> StepResult:
     """Run one adapter's step; its model is let go at the end, before the next is loaded."""
-    step = answer(name, config.template, params(config), {"model": backend.model, "revision": backend.revision})
+    known = {"model": backend.model, "revision": backend.revision}
+    step = answer(name, config.template, params(config), known, config.samples)
     workers = max(LOCAL_WAITING, config.workers) if isinstance(backend, LocalGenerator) else config.workers
     with client.beside([backend], workers) as own:
         return run_step(

@@ -11,7 +11,7 @@ from typing import Any
 
 from kt.errors import InputError
 from kt.items import read_items
-from kt.train_config import ExperimentConfig, Training, needed_trainings, trainer_settings
+from kt.train_config import AT_ONCE, ExperimentConfig, Training, baseline_of, needed_trainings, trainer_settings
 
 ASSUMED_ITEMS = 4000
 """Items of a data file that is not here: those of the paper's Dolly and MedQuAD sets."""
@@ -36,7 +36,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Need:
-    """What one training is expected to need: rows (or pairs), tokens read in all, GB of GPU memory on a card, hours on one."""
+    """What one training is expected to need: rows (or pairs), tokens read in all, GB of GPU memory on a card, hours on one.
+
+    Of a baseline's pairs only the most that there can be is known: every two samples of a question.
+    """
 
     name: str
     rows: int
@@ -93,19 +96,29 @@ def _items(config: ExperimentConfig) -> tuple[int, tuple[float, float]]:
 
 
 def _need(config: ExperimentConfig, training: Training, shape: Shape, items: int, prompt: int, answer: int) -> Need:
-    settings = trainer_settings(config, training.stage)
+    settings = trainer_settings(config, training.stage, training.baseline)
     whole, checkpointed = config.lora is None, bool(settings.get("gradient_checkpointing"))
-    pairs = len(training.aspects)
     # A KC row holds the prompt once, the chosen answer once, and one rejected answer a pair.
+    shared = _shared_rows(config, training)
+    pairs = sum(shared)
     rows = {"sft": items, "ka": 2 * items, "kc": pairs * items}[training.stage]
-    per_row = min(config.max_length, prompt + answer) if training.stage != "kc" else prompt + answer * (1 + pairs)
-    lines = items if training.stage == "kc" else rows
+    lines = len(shared) * items if training.stage == "kc" else rows
+    per_row = min(config.max_length, prompt + answer) if training.stage != "kc" else prompt + answer * (1 + pairs / len(shared))
     tokens = lines * per_row * settings["num_train_epochs"]
-    lines_at_once = max(1.0, settings["per_device_train_batch_size"] / (pairs if training.stage == "kc" else 1))
-    longest = per_row * max(1.0, config.max_length / (prompt + answer))
+    widest = prompt + answer * (1 + max(shared)) if training.stage == "kc" else per_row
+    lines_at_once = max(1.0, settings["per_device_train_batch_size"] / (max(shared) if training.stage == "kc" else 1))
+    longest = widest * max(1.0, config.max_length / (prompt + answer))
     memory = _memory(config, shape, lines_at_once * longest, whole=whole, checkpointed=checkpointed)
     flops = (6 if whole or checkpointed else 4) * shape.parameters * tokens
     return Need(training.name, rows, round(tokens), round(memory / 1e9, 1), round(flops / FLOPS / 3600, 2))
+
+
+def _shared_rows(config: ExperimentConfig, training: Training) -> list[int]:
+    """Return how many pairs each row of an item holds: the aspects; or, of n ranked samples, those below each, at most."""
+    if training.baseline is None:
+        return [len(training.aspects)]
+    below = range(1, baseline_of(config, training.baseline).samples)
+    return [min(AT_ONCE, count - first) for count in below for first in range(0, count, AT_ONCE)]
 
 
 def _memory(config: ExperimentConfig, shape: Shape, tokens: float, *, whole: bool, checkpointed: bool) -> float:

@@ -10,6 +10,7 @@ from kt.packing import Row
 from kt.preference_rows import encode_answer, pack_answers
 from kt.records import Record, read_jsonl
 from kt.template import render_prompt
+from kt.train_config import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read_pairs(path: str | Path) -> list[Record]:
 def pack_pairs(
     tokenizer: Any, pairs: Iterable[Record], template: str = "alpaca", max_length: int = 1024
 ) -> tuple[list[PackedItem], list[str]]:
-    """Lay pairs of one prompt and chosen answer into one row each, in order of first appearance.
+    """Lay pairs of one prompt and chosen answer into one row, at most AT_ONCE to each, in order of first appearance.
 
     Pairs in which prompt + answer has more than `max_length` tokens are left out, and their ids returned beside.
     """
@@ -47,7 +48,8 @@ def pack_pairs(
         groups.setdefault((pair["prompt"], pair["chosen"]), []).append(pair)
     items: list[PackedItem] = []
     too_long: list[str] = []
-    for (question, chosen), group in groups.items():
+    rows = ((*key, group[first : first + AT_ONCE]) for key, group in groups.items() for first in range(0, len(group), AT_ONCE))
+    for question, chosen, group in rows:
         prompt = render_prompt(question, template, tokenizer)
         answers = [encode_answer(tokenizer, prompt, text) for text in (chosen, *(pair["rejected"] for pair in group))]
         if max(len(answer.ids) for answer in answers) > max_length:

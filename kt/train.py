@@ -20,7 +20,7 @@ from kt.items import read_items
 from kt.launch import launch
 from kt.offline import go_offline
 from kt.records import Record, file_hash, read_jsonl, write_json, write_jsonl
-from kt.train_config import ExperimentConfig, Training, data_of, folder_of, trainer_settings
+from kt.train_config import ExperimentConfig, Training, data_of, folder_of, loss_settings, trainer_settings
 from kt.weights import check_base, fingerprint
 
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate")
@@ -103,11 +103,13 @@ def inputs(config: ExperimentConfig, training: Training) -> Record:
         check_base(config.model, start)
     kept = {"seed", "template", "max_length", "too_long", "hold_out", "dtype", "quantization", "lora"}
     settings = config.model_dump(mode="json", include=kept)
-    kc = config.kc.model_dump(include={"beta", "gamma", "reference"}) if training.stage == "kc" else {}
+    kc = training.stage == "kc"
+    loss = loss_settings(config, training).model_dump(include={"beta", "gamma", "reference"}) if kc else {}
+    trainer = trainer_settings(config, training.stage, training.baseline)
     return {
         "stage": training.stage,
-        "aspects": list(training.aspects) if training.stage == "kc" else [],
-        "settings": {**settings, **kc, "trainer": trainer_settings(config, training.stage)},
+        "aspects": list(training.aspects) if kc else [],
+        "settings": {**settings, **loss, "trainer": trainer},
         "rows": file_hash(rows),
         "model": fingerprint(config.model),
         "start": fingerprint(start) if start else None,

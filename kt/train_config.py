@@ -14,7 +14,10 @@ from kt.config import Section, find_shipped, read_yaml, validate
 from kt.errors import ConfigError
 
 Stage = Literal["sft", "ka", "kc"]
+Baseline = Literal["rlaif", "facttune"]
 ASPECTS = ("completeness", "factuality", "logicality")
+AT_ONCE = len(ASPECTS)
+"""So many rejected answers share a row with their chosen one at most: more would make rows too long for a GPU."""
 
 PAPER: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
@@ -56,6 +59,38 @@ class KcSection(TrainerSection):
     reference: Literal["ka", "base"] = "ka"
 
 
+class BaselineSection(TrainerSection):
+    """A rival that learns by plain DPO from preferences among the `sft` model's own answers to the training questions.
+
+    `samples` answers a question are drawn at this temperature; their length and engine are those of `generate`. β and
+    the trainer's settings are those of the KC stage unless said here; γ is 0 and the reference the `sft` model.
+    """
+
+    samples: int = Field(2, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    beta: float | None = Field(None, gt=0)
+
+
+class RlaifSection(BaselineSection):
+    """RLAIF: of every two answers a judge, asked in both orders, prefers the one that wins more of these criteria."""
+
+    criteria: list[Literal["completeness", "factuality", "logicality"]] = Field(
+        ["completeness", "factuality", "logicality"], min_length=1
+    )
+    rule: Literal["default", "strict"] = "default"
+
+
+class FactTuneSection(BaselineSection):
+    """FactTune: of two answers the one with the greater share of correct facts is preferred.
+
+    Facts are checked against the gold answer, or (evidence none) by what the checker knows.
+    """
+
+    samples: int = Field(10, ge=2)
+    evidence: Literal["gold", "none"] = "gold"
+
+
 class ExperimentConfig(Section):
     """Everything that `kt run` needs, and of which `kt train`, `kt build-data` and `kt generate` read their part."""
 
@@ -79,23 +114,31 @@ class ExperimentConfig(Section):
     sft: TrainerSection = TrainerSection()
     ka: TrainerSection = TrainerSection()
     kc: KcSection = KcSection()
+    rlaif: RlaifSection = RlaifSection()
+    facttune: FactTuneSection = FactTuneSection()
     build: dict[str, Any] = {}
     generate: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One model to train: its folder's name, its stage, what it starts from (None: the base model), which pairs it sees."""
+    """One model to train: its folder's name, its stage, what it starts from (None: the base model), which pairs it sees.
+
+    `baseline` names the rival whose preferences take the place of the KC pairs.
+    """
 
     name: str
     stage: Stage
     start: str | None = None
     aspects: tuple[str, ...] = ASPECTS
+    baseline: Baseline | None = None
 
 
 SFT, KA = Training("sft", "sft"), Training("ka", "ka")
 METHODS: dict[str, tuple[Training, ...]] = {
     "sft": (SFT,),
+    "rlaif": (SFT, Training("rlaif", "kc", "sft", ("helpfulness",), "rlaif")),
+    "facttune": (SFT, Training("facttune", "kc", "sft", ("factuality",), "facttune")),
     "knowtuning": (KA, Training("kc", "kc", "ka")),
     "-KA": (SFT, Training("kc-without-ka", "kc", "sft")),
     "-KC": (KA,),
@@ -107,7 +150,7 @@ METHODS: dict[str, tuple[Training, ...]] = {
         for aspect in ASPECTS
     },
 }
-"""The trainings of each method of the paper, in order; the last one is the method's model. Equal ones are shared."""
+"""The trainings of each method and baseline of the paper, in order; the last is the method's model. Equal ones are shared."""
 
 
 def folder_of(config: ExperimentConfig, name: str) -> Path:
@@ -115,10 +158,17 @@ def folder_of(config: ExperimentConfig, name: str) -> Path:
     return Path(config.out) / name
 
 
+def preferences_of(config: ExperimentConfig, baseline: Baseline) -> Path:
+    """Return the folder of a baseline's sampled answers and the preferences among them."""
+    return Path(config.out) / "preferences" / baseline
+
+
 def data_of(config: ExperimentConfig, training: Training) -> Path:
-    """Return the rows that a training reads: D itself for SFT, what `kt build-data` made for the others."""
+    """Return the rows that a training reads: D itself for SFT, a baseline's preferences, or what `kt build-data` made."""
     if training.stage == "sft":
         return folder_of(config, training.name) / "rows.jsonl"
+    if training.baseline:
+        return preferences_of(config, training.baseline) / "sets" / f"{training.baseline}.jsonl"
     return Path(config.out) / "data" / "sets" / f"{training.stage}.jsonl"
 
 
@@ -134,9 +184,23 @@ def read_experiment(path: str | Path, given: Mapping[str, Any] | None = None) ->
     return config
 
 
-def trainer_settings(config: ExperimentConfig, stage: Stage) -> dict[str, Any]:
-    """Return a stage's trainer settings: the paper's, then the config's for all stages, then its own."""
-    return {**PAPER, **PAPER_STAGE[stage], **config.trainer.settings(), **getattr(config, stage).settings()}
+def baseline_of(config: ExperimentConfig, baseline: Baseline) -> RlaifSection | FactTuneSection:
+    """Return a baseline's section of the config."""
+    return config.rlaif if baseline == "rlaif" else config.facttune
+
+
+def trainer_settings(config: ExperimentConfig, stage: Stage, baseline: Baseline | None = None) -> dict[str, Any]:
+    """Return a stage's trainer settings: the paper's, then the config's for all stages, its own, and a baseline's."""
+    own = baseline_of(config, baseline).settings() if baseline else {}
+    return {**PAPER, **PAPER_STAGE[stage], **config.trainer.settings(), **getattr(config, stage).settings(), **own}
+
+
+def loss_settings(config: ExperimentConfig, training: Training) -> KcSection:
+    """Return what a KC training's loss is made of; a baseline's is plain DPO (γ 0) against the model it starts from."""
+    if training.baseline is None:
+        return config.kc
+    beta = baseline_of(config, training.baseline).beta or config.kc.beta
+    return config.kc.model_copy(update={"beta": beta, "gamma": 0.0, "reference": "ka"})
 
 
 def needed_trainings(config: ExperimentConfig) -> list[Training]:
@@ -147,11 +211,15 @@ def needed_trainings(config: ExperimentConfig) -> list[Training]:
     return sorted(found, key=lambda one: ("sft", "ka", "kc").index(one.stage))
 
 
+def needs_build(config: ExperimentConfig) -> bool:
+    """Say whether a method trains on what `kt build-data` makes; SFT and the baselines do not."""
+    return any(one.stage != "sft" and one.baseline is None for method in config.methods for one in METHODS[method])
+
+
 def needs_scorer(config: ExperimentConfig) -> bool:
     """Say whether the data are chosen by perplexity under the `sft` model of this experiment."""
     difficulty = config.build.get("difficulty") or {}
-    built = any(training.stage != "sft" for method in config.methods for training in METHODS[method])
-    return built and difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer")
+    return needs_build(config) and difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer")
 
 
 def build_settings(values: Mapping[str, Any]) -> dict[str, Any]:

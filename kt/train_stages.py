@@ -16,7 +16,7 @@ from kt.models import load_trainable
 from kt.preference_data import PackedItem, pack_pairs, read_pairs
 from kt.records import write_json
 from kt.template import check_ending
-from kt.train_config import ExperimentConfig, Training, data_of, folder_of, trainer_settings
+from kt.train_config import ExperimentConfig, Training, data_of, folder_of, loss_settings, trainer_settings
 from kt.train_display import TrainingDisplay
 from kt.train_rows import encode_rows, hold_out, read_answers, refuse_or_drop
 from kt.weights import combined_fingerprint
@@ -73,17 +73,16 @@ def kc_trainer(config: ExperimentConfig, training: Training, quiet: bool) -> Pre
     if not items:
         raise InputError(f"{data_of(config, training)}: no pair fits into {config.max_length} tokens: raise max_length")
     args = _arguments(TrainingArguments, config, training, dtype, {}, evaluated=False)
+    loss = loss_settings(config, training)
     known = _reference_file(config, training, items)
     if known.exists():
         referenced = [ReferencedItem(item, row) for item, row in zip(items, json.loads(known.read_bytes()), strict=True)]
     else:
         computing = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        referenced = with_reference(model.to(args.device), items, config.kc.reference, computing)
+        referenced = with_reference(model.to(args.device), items, loss.reference, computing)
         if args.process_index == 0:
             write_json(known, [one.reference for one in referenced])
-    trainer = KcTrainer(
-        model, args, train_dataset=referenced, processing_class=tokenizer, beta=config.kc.beta, gamma=config.kc.gamma
-    )
+    trainer = KcTrainer(model, args, train_dataset=referenced, processing_class=tokenizer, beta=loss.beta, gamma=loss.gamma)
     _set_display(trainer, training, sum(len(item.row.ids) for item in items), quiet)
     return Prepared(trainer, {"rows": sum(len(item.ids) for item in items), "held_out": 0, "too_long": len(too_long)})
 
@@ -137,7 +136,7 @@ def _arguments(
         "save_total_limit": 2,
         **own,
     }
-    said = trainer_settings(config, training.stage)
+    said = trainer_settings(config, training.stage, training.baseline)
     if evaluated:  # every 10 % of steps, best by loss (method.md); a step that is evaluated must be saved too
         best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         plain |= {"eval_strategy": "steps", "eval_steps": said.get("save_steps", 0.1), **best}
@@ -161,7 +160,13 @@ def _reference_file(config: ExperimentConfig, training: Training, items: Sequenc
     start = folder_of(config, training.start)
     weights = combined_fingerprint(config.model, start if (start / "adapter_config.json").exists() else None)
     rows = [[item.row.ids, item.row.positions, item.lengths] for item in items]
-    settings = [config.kc.reference, config.template, config.max_length, config.dtype, config.quantization]
+    settings = [
+        loss_settings(config, training).reference,
+        config.template,
+        config.max_length,
+        config.dtype,
+        config.quantization,
+    ]
     digest = hashlib.sha256(orjson.dumps([weights, settings, rows])).hexdigest()
     return Path(config.out) / "reference" / f"{digest[:16]}.json"
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from kt.compare import ASPECTS, pairs
-from kt.records import Record, atomic_file, follow, json_list_writer, jsonl_writer, read_jsonl
+from kt.records import Record, atomic_file, follow, json_list_writer, jsonl_writer, read_jsonl, write_json
 
 
 def write_answers(out: Path) -> dict[str, int]:
@@ -89,6 +89,18 @@ def write_pairs(out: Path, worse: Mapping[str, Path]) -> dict[str, int]:
     return counts
 
 
+def write_preferences(sets: Path, name: str, preferences: Iterable[Record]) -> int:
+    """Write one set of preference pairs as JSONL and, with its dataset_info.json, for LLaMA-Factory; return their number."""
+    count = 0
+    with jsonl_writer(sets / f"{name}.jsonl") as trl, json_list_writer(sets / f"{name}.ranking.json") as ranking:
+        for pair in preferences:
+            trl(pair)
+            ranking(orjson.dumps(_ranking(pair)))
+            count += 1
+    write_json(sets / "dataset_info.json", {name: _ranked(name)})
+    return count
+
+
 def _ranking(pair: Record) -> Record:
     return {"instruction": pair["prompt"], "input": "", "chosen": pair["chosen"], "rejected": pair["rejected"]}
 
@@ -96,9 +108,10 @@ def _ranking(pair: Record) -> Record:
 def dataset_info(aspects: Collection[str]) -> dict[str, Any]:
     """Return what LLaMA-Factory wants to know of the sets, for sets/dataset_info.json."""
     plain = {name: {"file_name": f"{name}.alpaca.json"} for name in ("sft", "ka")}
-    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-    ranked = {
-        name: {"file_name": f"{name}.ranking.json", "ranking": True, "columns": columns}
-        for name in ("kc", *(f"kc-{aspect}" for aspect in ASPECTS if aspect in aspects))
-    }
+    ranked = {name: _ranked(name) for name in ("kc", *(f"kc-{aspect}" for aspect in ASPECTS if aspect in aspects))}
     return {**plain, **ranked}
+
+
+def _ranked(name: str) -> Record:
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    return {"file_name": f"{name}.ranking.json", "ranking": True, "columns": columns}

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import tiny_models
 
-from kt.config import GenerateConfig
-from kt.errors import InputError
+from kt.config import GenerateConfig, validate
+from kt.errors import ConfigError, InputError
 from kt.generation import generate
 from kt.records import read_jsonl
 from kt.template import prompt_tokens, render_prompt
@@ -301,3 +301,27 @@ def test_a_running_vllm_is_asked_with_the_tokens_of_the_training_prompt(
         ((task, canary),) = db.execute("SELECT task, canary FROM models").fetchall()
     assert (task, canary is None) == ("generate", False)
     assert os.environ["KT_API_KEY"] not in (tmp_path / "cache.sqlite").read_bytes().decode("latin-1")
+
+
+def test_fewer_samples_are_the_first_of_more(
+    tiny_llama: Path, adapters: dict[str, str], questions: Path, tmp_path: Path
+) -> None:
+    """Each is drawn by its number alone; the second run has the first three of each question from the cache."""
+    drawn = {"temperature": 1.0, "adapters": {"sft": adapters["sft"]}}
+    three = run(tmp_path, tiny_llama, questions, samples=3, **drawn)["sft"]
+    one = run(tmp_path, tiny_llama, questions, "one", cache=str(tmp_path / "other.sqlite"), **drawn)["sft"]
+    assert [record["answer"] for record in three[::3]] == [record["answer"] for record in one]
+    assert [record["id"] for record in three[:4]] == [f"{one[0]['id']}/sample-{i}" for i in (1, 2, 3)] + [
+        f"{one[1]['id']}/sample-1"
+    ]
+    assert [record["item"] for record in three] == [record["id"] for record in one for _ in range(3)]
+    assert len({record["answer"] for record in three}) > 2 * len(one), "they differ"
+    five = run(tmp_path, tiny_llama, questions, "five", samples=5, **drawn)["sft"]
+    assert [five[5 * i + j] for i in range(len(one)) for j in range(3)] == three
+    rows = sqlite3.connect(tmp_path / "cache.sqlite").execute("SELECT count(*) FROM completions").fetchone()[0]
+    assert rows == 5 * len(one), "the three were asked once"
+
+
+def test_several_samples_of_the_likeliest_answer_are_refused() -> None:
+    with pytest.raises(ConfigError, match="several samples at temperature 0"):
+        validate(GenerateConfig, {"data": ["d"], "out": "o", "model": "m", "samples": 2}, "options")

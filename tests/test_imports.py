@@ -65,6 +65,7 @@ ORDER = [
     "side_by_side",
     "training_sets",
     "build",
+    "baselines",
     "estimate",
     "progress",
     "gguf",

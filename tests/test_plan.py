@@ -11,7 +11,15 @@ import pytest
 
 from kt.errors import ConfigError, InputError
 from kt.plan import plan, shape_of
-from kt.train_config import METHODS, build_settings, needed_trainings, read_experiment, trainer_settings
+from kt.train_config import (
+    METHODS,
+    build_settings,
+    loss_settings,
+    needed_trainings,
+    needs_build,
+    read_experiment,
+    trainer_settings,
+)
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "methods:" in path.read_text())
@@ -25,7 +33,7 @@ def test_there_are_experiments() -> None:
 def test_a_shipped_experiment_loads_and_fits_its_card(path: Path) -> None:
     config = read_experiment(path)
     needs = plan(config)
-    assert [need.name for need in needs][:3] == ["sft", "ka", "kc"]
+    assert [need.name for need in needs][:5] == ["sft", "ka", "rlaif", "facttune", "kc"]
     card = 24 if "GPU of 24" in path.read_text() or "16 to 24" in path.read_text() else 80
     sharded = config.processes * int(config.torchrun.get("nnodes", 1))
     assert all(5 < need.memory_gb < card for need in needs), [need.memory_gb for need in needs]
@@ -33,12 +41,15 @@ def test_a_shipped_experiment_loads_and_fits_its_card(path: Path) -> None:
     batch = {s: trainer_settings(config, s) for s in ("sft", "ka", "kc")}  # type: ignore[attr-defined]
     sizes = {s: b["per_device_train_batch_size"] * b["gradient_accumulation_steps"] * sharded for s, b in batch.items()}
     assert sizes == {"sft": 32, "ka": 32, "kc": 16}, "the paper's batches"
+    for baseline in ("rlaif", "facttune"):
+        own = trainer_settings(config, "kc", baseline)
+        assert own["per_device_train_batch_size"] * own["gradient_accumulation_steps"] * sharded == 16, "and the baselines'"
 
 
 def test_a_dry_run_prints_memory_and_time() -> None:
     command = [sys.executable, "-m", "kt", "run", str(ROOT / "configs/dolly-7b.yaml"), "--dry-run"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 10
     assert all("GB of GPU memory" in line for line in lines[:-1])
     needs = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd="/").stdout)
     assert needs[0]["rows"] == 4000
@@ -61,6 +72,8 @@ def test_methods_share_what_they_share() -> None:
     assert names == [
         "sft",
         "ka",
+        "rlaif",
+        "facttune",
         "kc",
         "kc-without-ka",
         *(f"kc-without-{a}" for a in ("completeness", "factuality", "logicality")),
@@ -69,7 +82,42 @@ def test_methods_share_what_they_share() -> None:
     assert [training.name for training in needed_trainings(alone)] == ["sft", "ka"], "sft judges the difficulty"
     random = alone.model_copy(update={"build": {"difficulty": {"mode": "random"}}})
     assert [training.name for training in needed_trainings(random)] == ["ka"]
+    rivals = alone.model_copy(update={"methods": ["rlaif", "facttune"]})
+    assert [training.name for training in needed_trainings(rivals)] == ["sft", "rlaif", "facttune"]
+    assert not needs_build(rivals), "they need none of the data of the two stages"
     assert METHODS["-KLC"][-1].aspects == ("completeness", "factuality")
+
+
+def test_a_baseline_is_plain_dpo_from_sft_with_the_settings_of_kc(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "out: a\nmodel: m\ndata: [d]\nkc: {beta: 0.2, gamma: 0.5, reference: base, learning_rate: 2e-5, seed: 1}\n"
+        "rlaif: {learning_rate: 3e-5}\nfacttune: {beta: 0.3}\n"
+    )
+    config = read_experiment(path)
+    [rlaif], [facttune] = (METHODS[name][1:] for name in ("rlaif", "facttune"))
+    assert (rlaif.start, facttune.start) == ("sft", "sft")
+    losses = [loss_settings(config, training) for training in (rlaif, facttune, METHODS["knowtuning"][1])]
+    assert [(loss.beta, loss.gamma, loss.reference) for loss in losses] == [
+        (0.2, 0, "ka"),
+        (0.3, 0, "ka"),
+        (0.2, 0.5, "base"),
+    ]
+    rates = [trainer_settings(config, "kc", name)["learning_rate"] for name in (None, "rlaif", "facttune")]  # type: ignore[arg-type]
+    assert rates == [2e-5, 3e-5, 2e-5]
+    assert (config.rlaif.samples, config.facttune.samples) == (2, 10)
+
+
+def test_a_plan_counts_every_two_samples(tmp_path: Path) -> None:
+    data = tmp_path / "d.json"
+    data.write_text(json.dumps([{"instruction": f"Who is {i}?", "output": "He is a man."} for i in range(5)]))
+    path = tmp_path / "x.yaml"
+    path.write_text(f"out: a\nmodel: x-1b\ndata: [{data}]\nmethods: [rlaif, facttune]\nfacttune: {{samples: 5}}\n")
+    needs = {need.name: need for need in plan(read_experiment(path))}
+    assert (needs["rlaif"].rows, needs["facttune"].rows) == (5, 5 * 10)
+    # 5 ranked samples: rows of 1, 2, 3 and, below the best, of 3 and 1 pairs.
+    prompt, answer = round(1.35 * 3) + 40, round(1.35 * 4)
+    assert needs["facttune"].tokens == 5 * (5 * prompt + (5 + 10) * answer)
 
 
 def test_the_build_of_an_experiment_takes_the_rest_from_it() -> None:

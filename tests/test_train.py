@@ -197,7 +197,7 @@ def test_a_base_in_four_bits_is_trained_through_its_adapter(tmp_path: Path, tiny
         ("kc", {}, "ka: no finished training; train it first: kt train --stage ka"),
         ("sft", {"model": "/nowhere"}, "no model at /nowhere"),
         ("sft", {"data": ["/nowhere.json"]}, "/nowhere.json"),
-        ("sft", {"methods": ["kt"]}, "methods: unknown: kt; known methods: sft, knowtuning, -KA"),
+        ("sft", {"methods": ["kt"]}, "methods: unknown: kt; known methods: sft, rlaif, facttune, knowtuning, -KA"),
         pytest.param("sft", {"quantization": "nf4"}, "needs bitsandbytes: pip install", marks=WITHOUT_BITSANDBYTES),
     ],
 )

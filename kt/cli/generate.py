@@ -35,6 +35,7 @@ from kt.cli import options
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [default: 512]")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0: the likeliest token each time. [default: 0]")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Draw from this share. [default: 1]")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers drawn to each question. [default: 1]")
 @options.seed_option
 @options.limit_option
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Answers at once. [default: 8; 64 on a GPU]")

@@ -23,6 +23,8 @@ from kt.cli import options
 def run(config: str, methods: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Run every stage of CONFIG in order: sft, build-data, ka, kc for each method, and the answers to the test questions.
 
+    The rivals rlaif and facttune have stages of their own: preferences among answers sampled from sft, and their training.
+
     What is up to date by its manifest is skipped; whatever was interrupted goes on where it was.
 
     \b
