@@ -88,6 +88,7 @@ ORDER = [
     "train_rank",
     "experiment",
     "report_results",
+    "method_table",
     "report_data",
     "report",
 ]
