@@ -89,6 +89,7 @@ ORDER = [
     "experiment",
     "report_results",
     "method_table",
+    "significance",
     "report_data",
     "report",
 ]
