@@ -118,6 +118,7 @@ class EvaluateConfig(Section):
     criteria: list[Literal["completeness", "factuality", "logicality"]] = ["completeness", "factuality", "logicality"]
     rule: Literal["default", "strict"] = "default"
     all_pairs: bool = False
+    compare: str | None = None
     evidence: list[str] = Field(["gold"], min_length=1)
     encoder: str | None = None
     encoder_layer: int | None = Field(None, gt=0)
@@ -140,6 +141,8 @@ class EvaluateConfig(Section):
             raise ValueError(f"metrics {', '.join(asked)} need a judge: give --judge MODEL, or leave them out of --metrics")
         if "judge" in self.metrics and len(self.answers) < 2:
             raise ValueError("metric judge compares: give --answers NAME=DIR twice or more, or leave judge out of --metrics")
+        if self.compare is not None and self.compare not in self.answers:
+            raise ValueError(f"compare: no answers of {self.compare}; there are those of {', '.join(self.answers)}")
         if "bertscore" in self.metrics and not self.encoder:
             raise ValueError(
                 "metric bertscore needs a local encoder: give --encoder FOLDER (`kt doctor` says where one comes from), or"

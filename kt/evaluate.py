@@ -229,9 +229,11 @@ def _metric_part(metrics: Sequence[Metric]) -> Part:
     return part
 
 
-def comparisons(names: Sequence[str], all_pairs: bool) -> list[tuple[str, str]]:
-    """Return who is compared with whom: the first with each of the others, or each with each."""
-    return list(itertools.combinations(names, 2)) if all_pairs else [(names[0], other) for other in names[1:]]
+def comparisons(names: Sequence[str], all_pairs: bool, chosen: str | None = None) -> list[tuple[str, str]]:
+    """Return who is compared with whom: the chosen one (or the first) with each of the others, or each with each."""
+    first = names[0] if chosen is None else chosen
+    ordered = [first, *(name for name in names if name != first)]
+    return list(itertools.combinations(ordered, 2)) if all_pairs else [(first, other) for other in ordered[1:]]
 
 
 def _judge_part(run: Evaluation) -> None:
@@ -239,7 +241,7 @@ def _judge_part(run: Evaluation) -> None:
     config = run.config
     if "judge" not in config.metrics:
         return
-    who = comparisons(run.names, config.all_pairs)
+    who = comparisons(run.names, config.all_pairs, config.compare)
     judges = [("judge", run.client, config.judge), ("judge-2", run.second, config.second_judge)]
     tables, labels = [], {}
     for name, client, one in judges:

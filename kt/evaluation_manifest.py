@@ -41,6 +41,7 @@ def settings(config: EvaluateConfig) -> dict[str, Any]:
         said["criteria"] = config.criteria
     if "judge" in config.metrics:
         said |= {"rule": config.rule, "all_pairs": config.all_pairs}
+        said |= {"compare": config.compare} if config.compare else {}
         said["second_judge"] = judge_name(config.second_judge) if config.second_judge else None
     if "facts" in config.metrics:
         said["evidence"] = evidence_kind(config)
@@ -63,7 +64,7 @@ def write_evaluation_manifest(
         "kt": __version__,
         "libraries": _libraries(config),
         "config": settings(config),
-        "inputs": _inputs(config),
+        "inputs": inputs(config),
         "prompts": {name: prompt.hash for name, prompt in sorted(prompts.items())},
         "steps": {step.name: {"read": step.read, "written": step.written, "rejected": step.rejected} for step in steps},
         "outputs": {str(path.relative_to(out)): file_hash(path) for path in [out / "results.json", *written]},
@@ -81,7 +82,8 @@ def _libraries(config: EvaluateConfig) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in sorted(names)}
 
 
-def _inputs(config: EvaluateConfig) -> dict[str, str]:
+def inputs(config: EvaluateConfig) -> dict[str, str]:
+    """Return the hashes of all files that an evaluation reads."""
     found = {Path(place).name: file_hash(place) for place in config.data if place != "-"}
     for name, place in config.answers.items():
         path = Path(place)

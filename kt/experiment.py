@@ -13,8 +13,11 @@ from kt.backends import model_name
 from kt.baselines import build_preferences, needed_prompts
 from kt.build import build_data
 from kt.client import Counters
-from kt.config import BuildConfig, GenerateConfig, find_shipped, validate
+from kt.config import BuildConfig, EvaluateConfig, GenerateConfig, find_shipped, validate
 from kt.errors import InputError
+from kt.evaluate import evaluate
+from kt.evaluation_manifest import inputs as evaluation_inputs
+from kt.evaluation_manifest import settings as evaluation_settings
 from kt.generation import generate
 from kt.progress import Display
 from kt.prompts import load_prompts
@@ -29,6 +32,7 @@ from kt.train_config import (
     baseline_of,
     build_settings,
     data_of,
+    evaluate_settings,
     folder_of,
     needed_trainings,
     needs_build,
@@ -51,7 +55,7 @@ Say = Callable[[StageResult], None]
 
 
 def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> list[StageResult]:
-    """Run sft, build-data, the trainings of the methods, and their answers; `say` hears of each at its end.
+    """Run sft, build-data, the trainings of the methods, their answers, the evaluation; `say` hears of each at its end.
 
     A baseline's preferences are made before its training.
 
@@ -76,6 +80,8 @@ def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = 
     if config.test:
         for method in config.methods:
             done(_generate(config, method, quiet))
+    if config.evaluate is not None:
+        done(_evaluate(config, quiet))
     return results
 
 
@@ -113,7 +119,7 @@ def _prefer(config: ExperimentConfig, baseline: Baseline, quiet: bool) -> StageR
         "sampling": _answering(sampling),
         "settings": {**settings, **build.model_dump(mode="json", include={"seed", "attempts", "backend", "revision"})},
         "prompts": {name: prompt.hash for name, prompt in needed_prompts(baseline, build.prompts).items()},
-        "model": _writer(build),
+        "model": _weights(build.model),
     }
     skipped = _up_to_date(out, said)
     if not skipped:
@@ -177,6 +183,32 @@ def _generate(config: ExperimentConfig, method: str, quiet: bool) -> StageResult
     return StageResult(f"generate {method}", out, skipped, f"{written} answers")
 
 
+def evaluate_config(config: ExperimentConfig) -> EvaluateConfig:
+    """Return the validated settings of the experiment's evaluation; ConfigError names the key."""
+    return validate(EvaluateConfig, evaluate_settings(config), "evaluate")
+
+
+def _evaluate(config: ExperimentConfig, quiet: bool) -> StageResult:
+    """Measure the methods' answers, unless it is done; what judges said before is never asked again."""
+    settings = evaluate_config(config)
+    out = Path(settings.out)
+    judges = [one for one in (settings.judge, settings.second_judge) if one is not None]
+    said = {
+        "settings": evaluation_settings(settings),
+        "files": evaluation_inputs(settings),
+        "prompts": {name: prompt.hash for name, prompt in load_prompts(settings.prompts).items()} if judges else {},
+        "judges": [_weights(one.model) for one in judges],
+    }
+    skipped = _up_to_date(out, said)
+    if not skipped:
+        _begin(out)
+        with _display(quiet) as shown:
+            evaluate(settings, **shown)
+        write_json(out / "inputs.json", said)
+    items = _read(out / "results.json")["items"]["used"]
+    return StageResult("evaluate", out, skipped, f"{items} items, {len(settings.answers)} methods")
+
+
 @contextlib.contextmanager
 def _display(quiet: bool) -> Iterator[dict[str, Any]]:
     """Give the arguments that let a stage show how it goes on."""
@@ -212,14 +244,14 @@ def _inputs(build: BuildConfig) -> Record:
         "settings": settings,
         "data": [file_hash(_existing(path)) for path in build.data],
         "prompts": {name: prompt.hash for name, prompt in load_prompts(find_shipped("prompts", build.prompts)).items()},
-        "model": _writer(build),
+        "model": _weights(build.model),
         "scorer": scorer,
     }
 
 
-def _writer(build: BuildConfig) -> list[str | None]:
-    """Name who writes and judges, with its weights if they are on this machine."""
-    return [model_name(build.model), fingerprint(build.model) if Path(build.model).exists() else None]
+def _weights(model: str) -> list[str | None]:
+    """Name who writes or judges, with its weights if they are on this machine."""
+    return [model_name(model), fingerprint(model) if Path(model).exists() else None]
 
 
 def _existing(path: str) -> str:

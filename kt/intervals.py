@@ -47,12 +47,9 @@ def ratio(parts: Sequence[int], wholes: Sequence[int], seed: int, purpose: str) 
 
 def _interval(data: tuple[Any, ...], statistic: Callable[..., Any], seed: int, purpose: str) -> list[float] | None:
     """Resample answers, all of an answer's numbers together; the purpose gives each figure draws of its own."""
-    import numpy
-
     bootstrap = _bootstrap()
     if data[0].size < 2:
         return None
-    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     found = bootstrap(
         data,
         statistic,
@@ -62,9 +59,17 @@ def _interval(data: tuple[Any, ...], statistic: Callable[..., Any], seed: int, p
         batch=200,  # 4,000 answers at a time would otherwise take hundreds of megabytes
         confidence_level=LEVEL,
         method="percentile",
-        rng=numpy.random.default_rng(int.from_bytes(digest[:8], "big")),
+        rng=stream(seed, purpose),
     ).confidence_interval
     return [round(float(found.low), DIGITS), round(float(found.high), DIGITS)]
+
+
+def stream(seed: int, purpose: str) -> Any:
+    """Return the random numbers of a figure: the same for the same seed and purpose."""
+    import numpy
+
+    digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+    return numpy.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _bootstrap() -> Callable[..., Any]:

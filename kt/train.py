@@ -95,7 +95,8 @@ def inputs(config: ExperimentConfig, training: Training) -> Record:
     """Return all that a training's result depends on: settings, rows, weights. Equal inputs need no second training."""
     rows = data_of(config, training)
     if not rows.exists():
-        raise InputError(f"{rows}: not there; build the data first: kt build-data, or kt run")
+        how = "kt run" if training.baseline else "kt build-data, or kt run"
+        raise InputError(f"{rows}: not there; build the data first: {how}")
     start = folder_of(config, training.start) if training.start else None
     if start is not None and not (start / "manifest.json").exists():
         raise InputError(f"{start}: no finished training; train it first: kt train --stage {training.start}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from kt.config import Section, find_shipped, read_yaml, validate
+from kt.config import BuildConfig, EvaluateConfig, JudgeConfig, Section, find_shipped, read_yaml, validate
 from kt.errors import ConfigError
 
 Stage = Literal["sft", "ka", "kc"]
@@ -118,6 +118,7 @@ class ExperimentConfig(Section):
     facttune: FactTuneSection = FactTuneSection()
     build: dict[str, Any] = {}
     generate: dict[str, Any] = {}
+    evaluate: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,8 @@ def read_experiment(path: str | Path, given: Mapping[str, Any] | None = None) ->
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown or not config.methods:
         raise ConfigError(f"{found}: methods: unknown: {', '.join(unknown) or '(none)'}; known methods: {', '.join(METHODS)}")
+    if config.evaluate is not None and not config.test:
+        raise ConfigError(f"{found}: evaluate: no questions to answer: name them under `test`, or leave it out")
     return config
 
 
@@ -220,6 +223,32 @@ def needs_scorer(config: ExperimentConfig) -> bool:
     """Say whether the data are chosen by perplexity under the `sft` model of this experiment."""
     difficulty = config.build.get("difficulty") or {}
     return needs_build(config) and difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer")
+
+
+def evaluate_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings of an experiment's `kt evaluate`: its section `evaluate`, filled up from the rest.
+
+    Unless the section says otherwise: the judge is the model of `build`, asked in the same way with the same prompts, and
+    knowtuning is compared with the others (or the first method, without it). One method alone is not compared.
+    """
+    own = dict(config.evaluate or {})
+    metrics = own.get("metrics", EvaluateConfig.model_fields["metrics"].get_default())
+    if len(config.methods) == 1:
+        metrics = [name for name in metrics if name != "judge"] or metrics
+    asked = {"judge", "score", "facts"} & set(metrics)
+    judge = {key: config.build[key] for key in JudgeConfig.model_fields if key in config.build}
+    kept = {*BuildConfig.model_fields} & {*EvaluateConfig.model_fields} - {"data", "out", "limit", "seed"}
+    return {
+        "seed": config.seed,
+        **{key: config.build[key] for key in kept if key in config.build},
+        **({"judge": judge} if asked else {}),
+        **({"compare": "knowtuning"} if "judge" in metrics and "knowtuning" in config.methods else {}),
+        **own,
+        "metrics": metrics,
+        "data": config.test,
+        "answers": {method: str(Path(config.out) / "generate" / method) for method in config.methods},
+        "out": str(Path(config.out) / "evaluate"),
+    }
 
 
 def build_settings(values: Mapping[str, Any]) -> dict[str, Any]:

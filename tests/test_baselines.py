@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from kt.baselines import build_preferences
 from kt.config import BuildConfig
 from kt.errors import InputError
 from kt.judge import outcome_of
+from kt.method_table import as_markdown, method_table
 from kt.records import file_hash, read_jsonl, write_jsonl
 
 pytest.importorskip("scipy")
@@ -163,6 +167,7 @@ def test_both_baselines_through_kt_run(experiment: Path) -> None:
         "facttune preferences",
         "facttune",
         *(f"generate {method}" for method in ("sft", "rlaif", "facttune")),
+        "evaluate",
     ]
     assert not any(stages.values())
     assert all(run(experiment).values()), "the second time there is nothing to do"
@@ -227,5 +232,28 @@ def test_a_changed_criterion_asks_for_new_pairs_and_samples_nothing(experiment: 
     changed.write_text(yaml.safe_dump({**values, "rlaif": {**values["rlaif"], "criteria": ["factuality"]}}))
     redone = [name for name, skipped in run(changed).items() if not skipped]
     assert redone[0] == "rlaif preferences"
-    assert set(redone) <= {"rlaif preferences", "rlaif", "generate rlaif"}
+    assert set(redone) <= {"rlaif preferences", "rlaif", "generate rlaif", "evaluate"}
     assert bytes_of(experiment.parent / "run" / "preferences" / "rlaif" / "samples") == before
+
+
+@pytest.mark.xdist_group("llama")
+def test_the_run_ends_in_a_table_of_all_methods(experiment: Path) -> None:
+    """Another method compared is another evaluation, and nothing else is done again."""
+    run(experiment)
+    values = yaml.safe_load(experiment.read_text())
+    changed = experiment.with_name("compared.yaml")
+    changed.write_text(yaml.safe_dump({**values, "evaluate": {**values["evaluate"], "compare": "facttune"}}))
+    command = [sys.executable, "-m", "kt", "run", str(changed)]
+    said = subprocess.run([*command, "--json", "--quiet"], capture_output=True, text=True, check=True).stdout
+    found = json.loads(said)
+    assert [stage["name"] for stage in found["stages"] if not stage["skipped"]] == ["evaluate"]
+    results = json.loads((experiment.parent / "run/evaluate/results.json").read_text())
+    assert found["results"] == results
+    assert {(row["one"], row["other"]) for row in results["judges"][0]["comparisons"]} == {
+        ("facttune", "sft"),
+        ("facttune", "rlaif"),
+    }
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert as_markdown(method_table(results)) in printed
+    for name, method in results["methods"].items():
+        assert re.search(rf"^\| {name} .*\b{method['facts']['correct']}\b", printed, re.M)

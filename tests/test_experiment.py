@@ -44,6 +44,7 @@ def experiment(tiny_llama: Path, tiny_gguf: Path, tmp_path_factory: pytest.TempP
     values["build"] |= {"model": str(tiny_gguf), "cache": str(folder / "cache.sqlite")}
     values["generate"] |= {"max_tokens": 16}
     values["methods"] = ["sft", "knowtuning"]
+    del values["evaluate"]  # tests/test_baselines.py has a whole experiment with its table
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -88,6 +88,8 @@ ORDER = [
     "train_rank",
     "experiment",
     "report_results",
+    "method_table",
+    "significance",
     "report_data",
     "report",
 ]

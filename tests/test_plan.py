@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from kt.config import EvaluateConfig, validate
 from kt.errors import ConfigError, InputError
 from kt.plan import plan, shape_of
 from kt.train_config import (
     METHODS,
     build_settings,
+    evaluate_settings,
     loss_settings,
     needed_trainings,
     needs_build,
@@ -38,6 +40,9 @@ def test_a_shipped_experiment_loads_and_fits_its_card(path: Path) -> None:
     sharded = config.processes * int(config.torchrun.get("nnodes", 1))
     assert all(5 < need.memory_gb < card for need in needs), [need.memory_gb for need in needs]
     assert all(0 < need.hours < 24 for need in needs)
+    measured = validate(EvaluateConfig, evaluate_settings(config), path)
+    assert list(measured.answers) == config.methods
+    assert (measured.compare, measured.prompts, measured.offline) == ("knowtuning", "default", True)
     batch = {s: trainer_settings(config, s) for s in ("sft", "ka", "kc")}  # type: ignore[attr-defined]
     sizes = {s: b["per_device_train_batch_size"] * b["gradient_accumulation_steps"] * sharded for s, b in batch.items()}
     assert sizes == {"sft": 32, "ka": 32, "kc": 16}, "the paper's batches"
@@ -108,6 +113,24 @@ def test_a_baseline_is_plain_dpo_from_sft_with_the_settings_of_kc(tmp_path: Path
     assert (config.rlaif.samples, config.facttune.samples) == (2, 10)
 
 
+def test_the_evaluation_of_an_experiment_takes_the_rest_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "out: a\nmodel: m\ndata: [d]\ntest: [t]\nmethods: [sft, rlaif]\nevaluate: {metrics: [judge, facts], workers: 3}\n"
+        "build: {model: w, backend: llama-cpp, prompts: compact, cache: c, workers: 2, limit: 9, fallback: {}}\n"
+    )
+    config = read_experiment(path)
+    made = validate(EvaluateConfig, evaluate_settings(config), path)
+    assert made.judge is not None
+    assert (made.judge.model, made.judge.backend, made.prompts, made.cache) == ("w", "llama-cpp", "compact", "c")
+    assert (made.workers, made.limit, made.compare, made.data) == (3, None, None, ["t"])
+    assert made.answers == {"sft": "a/generate/sft", "rlaif": "a/generate/rlaif"}
+    alone = validate(EvaluateConfig, evaluate_settings(config.model_copy(update={"methods": ["sft"]})), path)
+    assert alone.metrics == ["facts"], "one method is compared with none"
+    plain = evaluate_settings(config.model_copy(update={"evaluate": {"metrics": ["meteor"]}}))
+    assert "judge" not in plain, "nobody is asked"
+
+
 def test_a_plan_counts_every_two_samples(tmp_path: Path) -> None:
     data = tmp_path / "d.json"
     data.write_text(json.dumps([{"instruction": f"Who is {i}?", "output": "He is a man."} for i in range(5)]))
@@ -135,6 +158,9 @@ def test_the_build_of_an_experiment_takes_the_rest_from_it() -> None:
         ("lora: 8", "lora"),
         ("methods: [sft, magic]", "unknown: magic"),
         ("batch: 1", "unknown key"),
+        ("facttune: {samples: 1}", "facttune.samples"),
+        ("rlaif: {criteria: [helpful]}", "rlaif.criteria"),
+        ("evaluate: {}", "no questions to answer"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, says: str) -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "build-data": ("kt.cli.build", "Build the training sets of both stages from a question-answer file."),
     "cache": ("kt.cli.cache", "Look into, carry, join and check the file that keeps every completion."),
     "check": ("kt.cli.check", "Check configs, prompts and data without a network."),
+    "compare": ("kt.cli.compare", "Say whether two runs' or methods' numbers differ by more than chance."),
     "cost": ("kt.cli.cost", "Say what runs and the cache cost: tokens, time, dollars; what a rerun saves."),
     "demo": ("kt.cli.demo", "Make a world of facts that no model knows, and tiny models that live in it."),
     "doctor": ("kt.cli.doctor", "Say what this machine can run, and what is missing."),

@@ -35,6 +35,7 @@ METRICS = "meteor,meteor-no-wordnet,bertscore,judge,score,facts"
     "--rule", type=click.Choice(["default", "strict"]), help="What wins over two orders; strict: both must. [default: default]"
 )
 @click.option("--all-pairs", is_flag=True, default=None, help="Compare each with each, not the first with the others.")
+@click.option("--compare", metavar="NAME", help="Compare this method with the others, not the first one.")
 @click.option("--evidence", multiple=True, metavar="gold|none|PATH", help="Check facts against this. [default: gold]")
 @click.option("--encoder", type=click.Path(), metavar="DIR", help="BERTScore's encoder, a local folder.")
 @click.option("--encoder-layer", type=click.IntRange(min=1), metavar="N", help="Its layer. [default: 17 of roberta-large]")
@@ -79,8 +80,8 @@ def read_settings(given: dict[str, Any]) -> Any:
     """Make the evaluation's settings of the options given."""
     from kt.config import EvaluateConfig, validate
 
-    names = ["out", "cache", "rule", "all_pairs", "encoder", "encoder_layer", "offline", "prompts", "limit", "workers"]
-    names += ["seed", "attempts", "timeout", "retries", "max_cost"]
+    names = ["out", "cache", "rule", "all_pairs", "compare", "encoder", "encoder_layer", "offline", "prompts"]
+    names += ["limit", "workers", "seed", "attempts", "timeout", "retries", "max_cost"]
     values: dict[str, Any] = {name: given[name] for name in names if given[name] is not None}
     values |= {name: list(given[name]) for name in ("data", "criteria", "evidence") if given[name]}
     values["answers"] = _answers(given["answers"])

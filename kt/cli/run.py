@@ -23,6 +23,7 @@ from kt.cli import options
 def run(config: str, methods: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Run every stage of CONFIG in order: sft, build-data, ka, kc for each method, and the answers to the test questions.
 
+    With a section `evaluate` the answers are measured, and a table of all methods is printed at the end.
     The rivals rlaif and facttune have stages of their own: preferences among answers sampled from sft, and their training.
 
     What is up to date by its manifest is skipped; whatever was interrupted goes on where it was.
@@ -41,13 +42,29 @@ def run(config: str, methods: tuple[str, ...], dry_run: bool, as_json: bool, qui
     from kt.experiment import as_table, run_experiment
 
     results = run_experiment(settings, quiet=quiet, say=lambda _: None if quiet else _say(_))
+    measured = next((result.folder for result in results if result.name == "evaluate"), None)
     if as_json:
         stages = [{"name": r.name, "out": str(r.folder), "skipped": r.skipped, "about": r.about} for r in results]
-        options.print_json({"out": settings.out, "stages": stages})
+        found = {"results": _read_results(measured)} if measured else {}
+        options.print_json({"out": settings.out, "stages": stages, **found})
     elif not quiet:
         click.echo(as_table(results))
+        if measured:
+            _print_table(_read_results(measured))
         new = sum(not result.skipped for result in results)
         click.echo(f"{new} of {len(results)} stages done now, {len(results) - new} up to date; {settings.out}")
+
+
+def _read_results(folder: Any) -> Any:
+    from kt.report_results import read_results
+
+    return read_results(folder)
+
+
+def _print_table(results: Any) -> None:
+    from kt.method_table import as_markdown, method_table
+
+    click.echo(f"\n{as_markdown(method_table(results))}\n")
 
 
 def _print_plan(settings: Any, as_json: bool) -> None:
