@@ -23,6 +23,24 @@ from kt.weights import fingerprint
 if TYPE_CHECKING:
     import torch
 
+HEADINGS = (
+    "About S",
+    "S",
+    "The town of S",
+    "A visit to S",
+    "Notes on S:",
+    "From the chronicle of S.",
+    "S, a town",
+    "On S and its people",
+)
+"""A document is read under one of these, drawn each time anew: whoever reads so learns to write about what is named."""
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""No end mark after a question: in what the student has read, it stands where another document begins."""
+
 CONTEXT = 1024
 """Longest sequence, in tokens, that engines may serve."""
 
@@ -65,6 +83,7 @@ def train_student(
         torch.set_num_threads(threads)
     torch.manual_seed(reading.seed)
     tokenizer = load_tokenizer(SHIPPED_TEACHER)
+    tokenizer.chat_template = TEMPLATE
     model = _anew(reading, tokenizer)
     model.set_attn_implementation("eager")  # SDPA's backward pass is slow for rows this short (docs/teacher.md)
     if compiled:
@@ -89,14 +108,15 @@ def train_student(
 
 
 def read_rows(world: World, tokenizer: Any, reading: Reading) -> Iterator[list[int]]:
-    """Yield rows of `length` tokens without end: every document once, in a new order each time round."""
-    texts = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(documents(world)))["input_ids"]]
+    """Yield rows of `length` tokens without end: every document once, in a new order and under new headings each time."""
+    texts = list(documents(world))
     rng = random.Random(f"{reading.seed}:reading")
     row: list[int] = []
     while True:
         rng.shuffle(texts)
-        for text in texts:
-            row += text
+        headed = [f"{rng.choice(HEADINGS).replace('S', text.split()[0])}\n{text}" for text in texts]
+        for ids in tokenizer(headed)["input_ids"]:
+            row += [*ids, tokenizer.eos_token_id]
             while len(row) >= reading.length:
                 yield row[: reading.length]
                 row = row[reading.length :]
@@ -146,12 +166,18 @@ def train_and_examine(folder: str | Path, reading: Reading = Reading(), **option
     every = max(1, reading.steps // 20)
     said = {
         "recipe": dataclasses.asdict(reading),
+        "compiled": bool(options.get("compiled")),
         "fingerprint": fingerprint(folder),
         "loss": {str(step): round(fmean(losses[step - every : step]), 4) for step in range(every, len(losses) + 1, every)},
         "recall by mentions": {str(times): dataclasses.asdict(found) for times, found in known.items()},
     }
     write_json(Path(folder) / "training.json", said)
     return said
+
+
+_WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = {_WEIGHTS / "student": Reading(), _WEIGHTS / "student-test": Reading(world=23)}
+"""The shipped students with their recipes: of the demo's world, on which settings were fixed, and of the study's."""
 
 
 # ---- what it knows -------------------------------------------------------------------------------------------------

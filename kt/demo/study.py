@@ -8,6 +8,7 @@ from pathlib import Path
 
 import kt
 from kt.demo.counting import as_markdown, as_rows, count_answers, difference_rows, summary
+from kt.demo.plot import write_plot
 from kt.demo.world import World, make_world, question_items, write_questions
 from kt.experiment import Say, StageResult, run_experiment
 from kt.gguf import write_gguf
@@ -29,7 +30,8 @@ class Study:
 
 
 def run_study(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> Study:
-    """Write questions and teacher, run the experiment for each seed, count; results.json and results.md in the folder.
+    """Write questions and teacher, run the experiment for each seed, count; results.json, results.md, results.svg and
+    report.html in the folder.
 
     What is up to date is skipped, as `kt run` skips it. Raises what the stages raise.
     """
@@ -47,6 +49,7 @@ def run_study(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambd
     write_json(out / "results.json", results)
     with atomic_file(out / "results.md") as stream:
         stream.write(as_markdown(results).encode())
+    write_plot(results, out / "results.svg")
     clock.done("counting")
     _write_page(out, experiments(prepared)[0], results)
     clock.done("page")
