@@ -30,16 +30,18 @@ def fact(attribute: str, phrasing: int = 0) -> str:
 def test_an_answer_is_counted_with_the_share_of_the_gold_answers_facts() -> None:
     wrong = say("winter", "It", wrong_value(ATTRIBUTES["winter"], TOWN.values["winter"]))
     gold = " ".join(fact(attribute) for attribute in ("land", "year", "winter", "fair"))
+    other, town = list(WORLD.entities.items())[1]
     answer = " ".join([fact("land", 1), wrong, fact("dish"), fact("fair", 2), fact("fair"), "It is nice."])
+    answer += f" {say('year', other, town.values['year'])}"
     row = count_answer(WORLD, {"id": NAME, "gold": gold, "answers": {"m": answer}}, "m")
-    counts = {"facts": 4, "correct": 3, "incorrect": 1, "repeated": 1, "other": 1, "gold": 4, "gold_stated": 2}
+    counts = {"facts": 5, "correct": 4, "incorrect": 1, "elsewhere": 1, "repeated": 1, "other": 1, "gold": 4, "gold_stated": 2}
     assert {key: row[key] for key in counts} == counts
-    assert row["correct_share"] == 0.75
+    assert row["correct_share"] == 0.8
 
 
 def row(town: str, name: str, correct: int, incorrect: int, stated: int = 0) -> dict[str, Any]:
     counts = {"facts": correct + incorrect, "correct": correct, "incorrect": incorrect, "gold": 4, "gold_stated": stated}
-    return {"item": town, "name": name, "other": 1, "repeated": 0, **counts}
+    return {"item": town, "name": name, "elsewhere": 0, "other": 1, "repeated": 0, **counts}
 
 
 def test_figures_are_means_over_seeds_with_their_spread_and_differences_paired_over_towns() -> None:

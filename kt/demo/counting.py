@@ -20,12 +20,14 @@ FIGURES = {
     "incorrect": "# incorrect",
     "correct_share": "% correct",
     "completeness": "completeness, %",
+    "elsewhere": "of another town",
     "other": "other sentences",
     "repeated": "repeats",
 }
 """Of every method, with their headings. Counts are means an answer, of different facts; "% correct" is all right facts over
-all facts; "completeness" the share of the gold answers' facts that are stated rightly, in whatever words; "other" sentences
-are no facts of the world: ill-formed, or of a town that there is not; a fact said again is a repeat, and counts once."""
+all facts; "completeness" the share of the gold answers' facts that are stated rightly, in whatever words; facts of another
+town than the one asked about count as right or wrong like the others, and are counted here too; "other" sentences are no
+facts of the world: ill-formed, or of a town that there is not; a fact said again is a repeat, and counts once."""
 SHARES = ("correct_share", "completeness")
 
 
@@ -54,7 +56,7 @@ def count_answer(world: World, item: Record, name: str) -> Record:
     town, answer = item["id"], item["answers"][name]
     found = count_facts(world, town, answer)
     checked = found.correct + found.wrong
-    gold = _told(town, item["gold"])
+    gold, told = _told(world, item["gold"], town), _told(world, answer, town)
     return {
         "id": f"{town}/{name}",
         "item": town,
@@ -65,16 +67,17 @@ def count_answer(world: World, item: Record, name: str) -> Record:
         "unchecked": 0,
         "repeated": found.repeated,
         "correct_share": round(found.correct / checked, 6) if checked else None,
+        "elsewhere": sum(about != town for about, _, _ in told),
         "other": found.other,
         "gold": len(gold),
-        "gold_stated": len(gold & _told(town, answer)),
+        "gold_stated": len(gold & told),
     }
 
 
-def _told(town: str, text: str) -> set[tuple[str, str]]:
-    """Return what a text says of a town: (attribute, value)."""
-    read = [read_sentence(sentence, town) for sentence in sentences_of(text)]
-    return {(one.attribute, one.value) for one in read if one is not None and one.entity == town}
+def _told(world: World, text: str, topic: str) -> set[tuple[str, str, str]]:
+    """Return what a text says of towns that there are: (town, attribute, value)."""
+    read = [read_sentence(sentence, topic) for sentence in sentences_of(text)]
+    return {(one.entity, one.attribute, one.value) for one in read if one is not None and one.entity in world.entities}
 
 
 def _counted(rows: Sequence[Record], name: str, seed: int) -> Record:
@@ -142,7 +145,7 @@ def _against(counted: Mapping[int, Sequence[Record]], name: str, other: str, see
 
 def _by_town(counted: Mapping[int, Sequence[Record]], name: str) -> dict[str, dict[str, int]]:
     """Add up a method's counts by town, over the seeds."""
-    kept = ("correct", "incorrect", "facts", "other", "repeated", "gold", "gold_stated")
+    kept = ("correct", "incorrect", "facts", "elsewhere", "other", "repeated", "gold", "gold_stated")
     towns: dict[str, dict[str, int]] = {}
     for row in (row for rows in counted.values() for row in rows if row["name"] == name):
         town = towns.setdefault(row["item"], dict.fromkeys(kept, 0))
