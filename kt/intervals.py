@@ -45,6 +45,30 @@ def ratio(parts: Sequence[int], wholes: Sequence[int], seed: int, purpose: str) 
     }
 
 
+def ratio_difference(
+    parts: Sequence[int],
+    wholes: Sequence[int],
+    other_parts: Sequence[int],
+    other_wholes: Sequence[int],
+    seed: int,
+    purpose: str,
+) -> dict[str, Any]:
+    """Return {"share", "interval"} of one sum over a sum less another, items resampled with all four numbers together."""
+    import numpy
+
+    if not sum(wholes) or not sum(other_wholes):
+        return {"share": None, "interval": None}
+    data: Any = [numpy.asarray(column, dtype=float) for column in (parts, wholes, other_parts, other_wholes)]
+
+    def difference(part: Any, whole: Any, other: Any, other_whole: Any, axis: int = -1) -> Any:
+        return part.sum(axis=axis) / whole.sum(axis=axis) - other.sum(axis=axis) / other_whole.sum(axis=axis)
+
+    return {
+        "share": round(float(difference(*data)), DIGITS),
+        "interval": _interval(tuple(data), difference, seed, purpose),
+    }
+
+
 def _interval(data: tuple[Any, ...], statistic: Callable[..., Any], seed: int, purpose: str) -> list[float] | None:
     """Resample answers, all of an answer's numbers together; the purpose gives each figure draws of its own."""
     bootstrap = _bootstrap()

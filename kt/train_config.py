@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from kt.config import BuildConfig, EvaluateConfig, JudgeConfig, Section, find_shipped, read_yaml, validate
 from kt.errors import ConfigError
@@ -91,12 +91,32 @@ class FactTuneSection(BaselineSection):
     evidence: Literal["gold", "none"] = "gold"
 
 
+class WorldSection(Section):
+    """A generated world (kt/demo/world.py) in the place of data: its first towns are trained on, the next ones tested."""
+
+    seed: int
+    towns: int = Field(120, gt=0)
+    train: int = Field(60, gt=0)
+    test: int = Field(60, gt=0)
+
+    @model_validator(mode="after")
+    def _enough(self) -> WorldSection:
+        if self.train + self.test > self.towns:
+            raise ValueError(f"train and test are {self.train + self.test} towns of {self.towns}")
+        return self
+
+
 class ExperimentConfig(Section):
-    """Everything that `kt run` needs, and of which `kt train`, `kt build-data` and `kt generate` read their part."""
+    """Everything that `kt run` needs, and of which `kt train`, `kt build-data` and `kt generate` read their part.
+
+    With `world`, it is a study: the same experiment for each of `seeds`, counted by the world's oracle.
+    """
 
     out: str = Field(min_length=1)
     model: str = Field(min_length=1)
     data: list[str] = Field(min_length=1)
+    world: WorldSection | None = None
+    seeds: list[int] = []
     test: list[str] = []
     methods: list[str] = ["sft", "knowtuning"]
     seed: int = 42

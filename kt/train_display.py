@@ -94,6 +94,8 @@ def write_curves(folder: Path, history: Sequence[Record]) -> None:
     accuracies = sorted({key for line in lines for key in line if key.startswith("accuracy/")})
     groups = [[key for key in shown if "loss" in key], [key for key in shown if key == "margin"], accuracies]
     groups = [group for group in groups if group]
+    if not groups:  # fewer steps than a line of the log takes
+        return
     with matplotlib.rc_context({"svg.hashsalt": "kt"}):
         figure, axes = pyplot.subplots(1, len(groups), figsize=(4.5 * len(groups), 3.2), squeeze=False, layout="constrained")
         for place, group in zip(axes[0], groups, strict=True):

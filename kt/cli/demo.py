@@ -9,20 +9,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kt.cli import options
+from kt.cli.study import study
 
 if TYPE_CHECKING:
     from kt.demo.exam import Marks
     from kt.demo.teacher import Progress
 
 
-@click.group()
-def demo() -> None:
-    """Make a world of facts that no model knows, and tiny models that live in it.
+@click.group(invoke_without_command=True)
+@click.option("--quick", is_flag=True, help="One seed, SFT and KnowTuning alone.")
+@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="Another folder than runs/demo.")
+@options.json_option
+@options.quiet_option
+@click.pass_context
+def demo(context: click.Context, quick: bool, out: str | None, as_json: bool, quiet: bool) -> None:
+    """Show KnowTuning at work in a world of facts that no model knows, with tiny models that live in it.
+
+    Without a command: `kt run configs/demo.yaml`. A tiny teacher builds the data through llama.cpp, a tiny student that has
+    read about the world is trained by each method, and the facts of its answers about other towns are counted. No network.
 
     \b
     For example:
+      kt demo
+      kt demo --quick --out /tmp/demo
       kt demo questions --size 60 --out world.json
     """
+    if context.invoked_subcommand is not None:
+        return
+    from kt.train_config import read_experiment
+
+    given = {"methods": ["sft", "knowtuning"], "seeds": [1]} if quick else {}
+    study(read_experiment("demo.yaml", {**given, "out": out}), as_json, quiet)
 
 
 @demo.command("questions")
@@ -80,6 +97,36 @@ def train(
     write_gguf(folder, target)
     if not quiet:
         click.echo(f"wrote {folder} and {target}; mark it with: kt demo score-teacher {folder}", err=True)
+
+
+@demo.command("train-student")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="The folder to write.")
+@click.option("--world", type=int, help="Seed of the world whose documents are read, if not that of the demo.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of the schedule, if not those of the recipe.")
+@click.option("--seed", type=int, help="Another seed than the recipe's.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Cores to use.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile first (a C++ compiler, a minute): one third faster.")
+@options.quiet_option
+def train_student(
+    out: str, world: int | None, steps: int | None, seed: int | None, threads: int, compiled: bool, quiet: bool
+) -> None:
+    """Let a tiny student read a world's documents: safetensors, and in training.json what it remembers. Ten minutes.
+
+    \b
+    For example:
+      kt demo train-student --world 11 --out runs/student --compile
+    """
+    import dataclasses
+
+    from kt.demo.student import Reading, train_and_examine
+
+    given: dict[str, Any] = {"world": world, "steps": steps, "seed": seed}
+    reading = dataclasses.replace(Reading(), **{name: value for name, value in given.items() if value is not None})
+    said = train_and_examine(out, reading, threads=threads, compiled=compiled, watch=None if quiet else _every(10.0))
+    if not quiet:
+        for times, found in said["recall by mentions"].items():
+            click.echo(f"facts mentioned {times} times: {found['right']} of {found['asked']} completed rightly", err=True)
+        click.echo(f"wrote {out}", err=True)
 
 
 @demo.command("score-teacher")

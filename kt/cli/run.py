@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kt.cli import options
+from kt.cli.study import say_stage, study
 
 
 @click.command(short_help="Run a whole experiment, skipping what is up to date.")
@@ -35,13 +36,17 @@ def run(config: str, methods: tuple[str, ...], dry_run: bool, as_json: bool, qui
     """
     from kt.train_config import read_experiment
 
-    settings = read_experiment(config, {**given, "methods": list(methods) or None})
+    seeds = None if given["seed"] is None else [given["seed"]]
+    settings = read_experiment(config, {**given, "methods": list(methods) or None, "seeds": seeds})
     if dry_run:
         _print_plan(settings, as_json)
         return
+    if settings.world is not None:
+        study(settings, as_json, quiet)
+        return
     from kt.experiment import as_table, run_experiment
 
-    results = run_experiment(settings, quiet=quiet, say=lambda _: None if quiet else _say(_))
+    results = run_experiment(settings, quiet=quiet, say=lambda _: None if quiet else say_stage(_))
     measured = next((result.folder for result in results if result.name == "evaluate"), None)
     if as_json:
         stages = [{"name": r.name, "out": str(r.folder), "skipped": r.skipped, "about": r.about} for r in results]
@@ -81,7 +86,3 @@ def _print_plan(settings: Any, as_json: bool) -> None:
         )
     total = sum(need.hours for need in needs) / settings.processes
     click.echo(f"{len(needs)} trainings, about {total:.1f} h on {settings.processes} card(s); estimates, good to a third or so")
-
-
-def _say(result: Any) -> None:
-    click.echo(f"{result.name}: {'up to date' if result.skipped else 'done'}, {result.about}", err=True)
