@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,9 @@ from kt.compare import ASPECTS
 from kt.cost import REFERENCE, run_costs, total
 from kt.errors import InputError
 from kt.records import Record, follow, read_jsonl
+from kt.report_judged import add_people, read_judged, same_answers
 from kt.report_results import Cell, Table, read_results, result_charts, result_tables
+from kt.report_training import read_log, training_curves, training_tables
 
 BINS = 24
 
@@ -27,14 +29,11 @@ class Report:
 
     title: str
     items: list[Record]
+    judged: list[Record]
     tables: list[Table]
     charts: list[Record]
     provenance: list[Record]
     scale: list[float] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
 
 
 def read_run(run: str | Path) -> Report:
@@ -43,19 +42,34 @@ def read_run(run: str | Path) -> Report:
     manifests = _manifests(root)
     build = _build_folder(root, manifests)
     items = list(read_items(build)) if build else []
-    curves = [(name, path) for name, path in _of_kind(root, manifests, "train") if (path / "curves.jsonl").exists()]
+    trained = [(place, manifests[place], read_log(path)) for place, path in _of_kind(root, manifests, "train")]
     results = [(place, read_results(folder)) for place, folder in _of_kind(root, manifests, "evaluate")]
     tables = [table for place, found in results for table in result_tables(place, found)]
-    tables += [*_human_tables(root, manifests), *_build_tables(build, manifests, root), *_length_tables(items), _costs(root)]
-    judged = [chart for place, found in results for chart in result_charts(place, found)]
+    tables += [*_human_tables(root, manifests), *training_tables(trained)]
+    tables += [*_build_tables(build, manifests, root), *_length_tables(items), _costs(root)]
+    evaluated = [chart for place, found in results for chart in result_charts(place, found)]
+    curves = [chart for place, _, log in trained for chart in training_curves(place, log)]
     return Report(
         title=root.resolve().name,
         items=items,
+        judged=_judged(root, manifests, results),
         tables=[table for table in tables if table.rows],
-        charts=[*judged, *_item_charts(items), *(_curve(name, path) for name, path in curves)],
+        charts=[*evaluated, *_item_charts(items), *curves],
         provenance=[{"place": place, "manifest": manifest} for place, manifest in manifests.items()],
         scale=_scale(items),
     )
+
+
+def _judged(root: Path, manifests: dict[str, Record], results: Sequence[tuple[str, Record]]) -> list[Record]:
+    """Return the test items of every evaluation, each with the place of its evaluation, and with what people said of it."""
+    found: list[Record] = []
+    for place, numbers in results:
+        items = {item["id"]: item for item in read_judged(root / place, numbers)}
+        for study, folder in _of_kind(root, manifests, "annotate"):
+            if same_answers(manifests[study], manifests[place]):
+                add_people(items, read_jsonl(folder / "records.jsonl"))
+        found += ({"place": place, **item} for item in items.values())
+    return found
 
 
 def _manifests(root: Path) -> dict[str, Record]:
@@ -226,10 +240,10 @@ def _item_charts(items: Sequence[Record]) -> list[Record]:
     if items:
         counts = Counter(len(item["facts"]) for item in items if item["facts"])
         values = [{"facts": facts, "items": counts[facts]} for facts in range(1, max(counts, default=0) + 1)]
-        charts.append({"name": "facts", "title": "Facts in an answer", "values": values})
+        charts.append({"kind": "facts", "title": "Facts in an answer", "values": values})
     found = list(_perplexities(items))
     if found:
-        charts.append({"name": "perplexity", "title": "Perplexity of facts", "values": _histogram(found)})
+        charts.append({"kind": "perplexity", "title": "Perplexity of facts", "values": _histogram(found)})
     return charts
 
 
@@ -247,14 +261,3 @@ def _histogram(found: Sequence[tuple[float, bool]]) -> list[Record]:
         }
         for (place, kept), count in sorted(counts.items())
     ]
-
-
-def _curve(name: str, folder: Path) -> Record:
-    """The training's own log: each figure over the steps."""
-    values = [
-        {"step": line["step"], "figure": key, "value": value}
-        for line in read_jsonl(folder / "curves.jsonl")
-        for key, value in line.items()
-        if key in ("loss", "eval_loss", "margin") and isinstance(value, int | float)
-    ]
-    return {"name": f"curve-{name}", "title": f"Training: {name}", "values": values}

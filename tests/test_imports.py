@@ -88,6 +88,9 @@ ORDER = [
     "train_rank",
     "experiment",
     "report_results",
+    "report_judged",
+    "report_training",
+    "report_charts",
     "report_data",
     "report",
 ]
