@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import orjson
 
@@ -17,6 +16,7 @@ from kt.cost import REFERENCE, run_costs, total
 from kt.errors import InputError
 from kt.records import Record, follow, read_jsonl
 from kt.report_judged import add_people, read_judged, same_answers
+from kt.report_people import people_tables
 from kt.report_results import Cell, Table, read_results, result_charts, result_tables
 from kt.report_training import read_log, training_curves, training_tables
 
@@ -45,7 +45,8 @@ def read_run(run: str | Path) -> Report:
     trained = [(place, manifests[place], read_log(path)) for place, path in _of_kind(root, manifests, "train")]
     results = [(place, read_results(folder)) for place, folder in _of_kind(root, manifests, "evaluate")]
     tables = [table for place, found in results for table in result_tables(place, found)]
-    tables += [*_human_tables(root, manifests), *training_tables(trained)]
+    people = [table for place, folder in _of_kind(root, manifests, "annotate") for table in people_tables(place, folder)]
+    tables += [*people, *training_tables(trained)]
     tables += [*_build_tables(build, manifests, root), *_length_tables(items), _costs(root)]
     evaluated = [chart for place, found in results for chart in result_charts(place, found)]
     curves = [chart for place, _, log in trained for chart in training_curves(place, log)]
@@ -208,19 +209,6 @@ def worse_text(item: Record, aspect: str) -> str:
     worse = item["worse"][aspect]
     facts = worse["facts"] if "facts" in worse else [item["facts"][place] for place in worse["places"]]
     return str(worse["text"] or " ".join(facts))
-
-
-def _human_tables(root: Path, manifests: dict[str, Record]) -> list[Table]:
-    tables = []
-    for place, folder in _of_kind(root, manifests, "annotate"):
-        counts: dict[tuple[str, str, str, str], Counter[str]] = {}
-        for record in read_jsonl(folder / "records.jsonl"):
-            group = (record["criterion"], record["one"], record["other"], record["annotator"])
-            counts.setdefault(group, Counter())[record["outcome"]] += 1
-        rows: list[list[Cell]] = [[*group, *(found[o] for o in ("win", "tie", "lose"))] for group, found in counts.items()]
-        columns = ["criterion", "method", "against", "annotator", "wins", "ties", "losses"]
-        tables.append(Table(f"human-{place}", f"Judged by people ({place})", columns, rows))
-    return tables
 
 
 def _costs(root: Path) -> Table:

@@ -92,7 +92,7 @@ def _settings(settings: Record) -> str:
 
 
 def _figures(name: str, value: Any) -> Iterator[tuple[tuple[str, bool], tuple[Cell, ...]]]:
-    """Yield every number below a value: ((figure, True), (value, low, high)) of a mean or share, ((figure, False), (value,))."""
+    """Yield the numbers of a value: ((figure, True), (value, low, high)) of a mean or share, ((figure, False), (value,))."""
     if isinstance(value, dict):
         low, high = value.get("interval") or (None, None)
         for key, inner in value.items():

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from chromium import Watched
 
-from kt.annotate import Study, export, start_study, summary
+from kt.annotate import Study, export, start_study
 from kt.errors import InputError
 from kt.judge import CRITERIA
 from kt.records import read_jsonl, write_jsonl
@@ -80,22 +80,6 @@ def test_the_last_judgement_counts_and_comes_out_unblinded(tmp_path: Path) -> No
     with (tmp_path / "j.csv").open() as stream:
         assert list(csv.DictReader(stream)) == list(read_jsonl(tmp_path / "j.jsonl"))
     assert [r["id"] for r in study.records() if r["outcome"] == "tie"] == [f"{mine_first.id}/logicality/mine/base"]
-
-
-def test_agreement_of_two_annotators(tmp_path: Path) -> None:
-    pytest.importorskip("nltk")
-    study = study_of(tmp_path)
-    for number, task in enumerate(study.tasks):
-        study.judge("Ada", task.id, "factuality", "A")
-        study.judge("Bo", task.id, "factuality", "A" if number else "tie")
-    rows = {row["criterion"]: row for row in summary(study)}
-    assert rows["factuality"]["agreement"]["units"] == 6
-    assert rows["factuality"]["agreement"]["same"] == round(5 / 6, 6)
-    assert rows["logicality"]["agreement"]["units"] == 0
-    study.close()
-    said = kt("--out", tmp_path / "human", "--agreement")
-    assert "6 items judged by all, 83.3% alike; Cohen's kappa" in said.stdout
-    assert json.loads(kt("--out", tmp_path / "human", "--agreement", "--json").stdout) == list(rows.values())
 
 
 def test_bad_input_is_a_sentence(tmp_path: Path) -> None:

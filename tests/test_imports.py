@@ -88,6 +88,8 @@ ORDER = [
     "train_rank",
     "experiment",
     "report_results",
+    "annotate_agreement",
+    "report_people",
     "report_judged",
     "report_training",
     "report_charts",

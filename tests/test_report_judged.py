@@ -40,7 +40,7 @@ def kt(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def three_methods(folder: Path) -> list[object]:
-    """The study of test_evaluate, one answer made of markup, and a third method that answers as the first does or not at all."""
+    """The study of test_evaluate, one answer made of markup; a third method answers as the first does, or not at all."""
     options = study(folder, COUNT)
     rows = list(read_jsonl(folder / "kt/records.jsonl"))
     rows[1]["answer"] = f"{NASTY} Town 1 is old. </script><script>alert(2)</script>"
