@@ -103,6 +103,18 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     assert "not a study" in kt(*out, "--agreement").stderr
 
 
+def test_items_without_a_gold_answer_are_counted_rejects(tmp_path: Path) -> None:
+    options = make_answers(tmp_path)
+    items = list(read_jsonl(tmp_path / "test.jsonl"))
+    write_jsonl(tmp_path / "test.jsonl", [{**item, "answer": "" if item["id"] == "q2" else item["answer"]} for item in items])
+    answers = {"mine": tmp_path / "mine", "base": tmp_path / "base"}
+    study = start_study(tmp_path / "human", answers, [options[-1]], 42, None)
+    assert [task.id for task in study.tasks] == ["q0", "q1", "q3", "q4", "q5"]
+    assert study.about["rejected"] == 1
+    [reject] = read_jsonl(tmp_path / "human/rejected.jsonl")
+    assert "answer" in reject["reason"]
+
+
 def test_what_is_no_judgement_is_refused(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     for bad in (("Ada", "none", "factuality", "A"), ("Ada", "q1", "beauty", "A"), ("Ada", "q1", "factuality", "C")):

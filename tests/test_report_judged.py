@@ -26,6 +26,7 @@ from kt.records import read_jsonl, write_jsonl
 from kt.report import as_markdown, charts_library, write_page
 from kt.report_data import Report, read_run
 from kt.report_judged import own_words, read_judged
+from kt.report_results import Table
 
 pytest.importorskip("scipy")
 pytest.importorskip("nltk")
@@ -250,6 +251,32 @@ def test_verdicts_are_read_side_by_side_and_found_by_filters(evaluated: Path, pa
     page.wait_for_selector("#judged-item h3")
     assert page.text_content("#judged-item .id") == "q3"
     assert watched.complaints == []
+
+
+def test_markup_in_names_and_reasons_is_shown_as_text(tmp_path: Path, chromium: Any) -> None:
+    """A method and a judge named by markup, a reason full of it: in lists, tables, charts."""
+    verdict = {"judge": NASTY, "criterion": "factuality", "one": NASTY, "other": "b", "verdicts": ["A", "B"], "outcome": "win"}
+    item = {
+        "id": NASTY,
+        "question": NASTY,
+        "gold": NASTY,
+        "answers": {NASTY: NASTY, "b": "x"},
+        "place": "e",
+        "why": [[NASTY, NASTY]],
+    }
+    item |= {"metrics": {}, "scores": {NASTY: [{"criterion": NASTY, "score": 3, "said": NASTY}]}}
+    item |= {"facts": {NASTY: [{"fact": NASTY, "verdict": "incorrect", "said": NASTY, "passages": [NASTY]}]}}
+    item |= {"verdicts": [{**verdict, "decided_by": "judge", "said": [NASTY, NASTY]}]}
+    charts = [{"kind": "curve", "title": NASTY, "values": [{"step": 1, "figure": NASTY, "value": 1}]}]
+    tables = [Table(NASTY, NASTY, [NASTY], [[NASTY]], NASTY)]
+    write_page(Report(NASTY, [], [item], tables, charts, [{"place": NASTY, "manifest": {NASTY: NASTY}}]), tmp_path / "r.html")
+    watched = opened(chromium, tmp_path / "r.html")
+    if charts_library():
+        watched.page.wait_for_selector("#plots svg")
+    assert watched.page.locator("body img, #judged script, table script").count() == 0
+    assert watched.page.title() == f"{NASTY} · kt report"
+    assert watched.complaints == []
+    assert watched.outside((tmp_path / "r.html").as_uri()) == []
 
 
 def test_markup_in_answers_is_shown_as_text(page_file: Path, chromium: Any) -> None:

@@ -10,11 +10,12 @@ const OUTCOMES = {
   "no verdict": (verdict) => verdict.outcome === "rejected",
 };
 const MARKS = 12;
-const compared = (verdict) => `${verdict.one} : ${verdict.other}`;
+const compared = (verdict) => verdict.pair;
 const different = (values) => [...new Set(values)];
 
 function judgedBrowser(all) {
   const verdicts = all.flatMap((item) => item.verdicts);
+  for (const verdict of verdicts) verdict.pair = `${verdict.one} : ${verdict.other}`;
   const choices = {
     comparison: different(verdicts.map(compared)),
     criterion: different(verdicts.map((verdict) => verdict.criterion)),
@@ -25,20 +26,25 @@ function judgedBrowser(all) {
   const several = different(all.map((item) => item.place)).length > 1;
   const shown = { pair: null };
 
-  const fits = (verdict) => (chosen("comparison") === ANY.comparison || compared(verdict) === chosen("comparison"))
-    && (chosen("criterion") === ANY.criterion || verdict.criterion === chosen("criterion"))
-    && (chosen("judge") === ANY.judge || verdict.judge === chosen("judge"))
-    && (chosen("outcome") === ANY.outcome || OUTCOMES[chosen("outcome")](verdict));
-  const filtered = () => Object.keys(ANY).some((name) => chosen(name) !== ANY[name]);
+  // What the four choices ask of a verdict, read once a search: there are tens of thousands of verdicts.
+  function wanted() {
+    const tests = [];
+    for (const [name, of] of [["comparison", compared], ["criterion", (verdict) => verdict.criterion], ["judge", (verdict) => verdict.judge]]) {
+      const value = chosen(name);
+      if (value !== ANY[name]) tests.push((verdict) => of(verdict) === value);
+    }
+    if (chosen("outcome") !== ANY.outcome) tests.push(OUTCOMES[chosen("outcome")]);
+    return { none: !tests.length, fits: (verdict) => tests.every((test) => test(verdict)) };
+  }
 
   const list = browser("judged-", all, {
     what: "items",
     hash: "#answers=",
-    keep: () => filtered() ? (item) => item.verdicts.some(fits) : () => true,
+    keep: () => { const { none, fits } = wanted(); return (item) => none || item.verdicts.some(fits); },
     order: () => null,
     words: (item) => [item.id, item.question, item.gold, ...Object.values(item.answers), ...item.verdicts.flatMap((verdict) => verdict.said),
       ...Object.values(item.scores).flat().map((score) => score.said), ...Object.values(item.facts).flat().flatMap((fact) => [fact.fact, fact.said])],
-    about: (item) => [...(several ? [item.place + " "] : []), ...item.verdicts.filter(fits).slice(0, MARKS).map(mark)],
+    about: (item) => [...(several ? [item.place + " "] : []), ...item.verdicts.filter(wanted().fits).slice(0, MARKS).map(mark)],
     draw,
   });
 
@@ -58,8 +64,8 @@ function judgedBrowser(all) {
   function draw(item) {
     const names = Object.keys(item.answers);
     const pairs = different(item.verdicts.map(compared));
-    const wanted = item.verdicts.find(fits);
-    const pair = pairs.includes(shown.pair) ? shown.pair : wanted ? compared(wanted) : pairs[0];
+    const found = item.verdicts.find(wanted().fits);
+    const pair = pairs.includes(shown.pair) ? shown.pair : found ? compared(found) : pairs[0];
     const own = item.verdicts.filter((verdict) => compared(verdict) === pair);
     const who = own.length ? [own[0].one, own[0].other] : names;
     const parts = [element("p", { className: "id", textContent: several ? `${item.place} · ${item.id}` : item.id }), element("h3", { textContent: item.question })];
