@@ -49,10 +49,12 @@ def read_results(folder: Path) -> Record:
 def result_tables(place: str, results: Record) -> list[Table]:
     """Return an evaluation's tables: every figure of every method, the comparisons by judges, and how far these agree."""
     rows = [(one["judge"], row) for one in results.get("judges", []) for row in one["comparisons"]]
+    figures, counts = _methods_tables(place, results)
     return [
-        *_methods_tables(place, results),
+        figures,
         _judged_table(place, rows),
         _asked_table(place, rows),
+        counts,
         *_agreement_tables(place, results.get("agreement")),
         _items_table(place, results.get("items", {})),
     ]
