@@ -21,6 +21,9 @@ from kt.report_results import Cell, Table, read_results, result_charts, result_t
 from kt.report_training import read_log, training_curves, training_tables
 
 BINS = 24
+MOST_REASONS = 50
+KINDS = ("build-data", "preferences", "evaluate")
+"""What a manifest with steps may be of, in the order of its tables."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ def read_run(run: str | Path) -> Report:
     tables = [table for place, found in results for table in result_tables(place, found)]
     people = [table for place, folder in _of_kind(root, manifests, "annotate") for table in people_tables(place, folder)]
     tables += [*people, *training_tables(trained)]
-    tables += [*_build_tables(build, manifests, root), *_length_tables(items), _costs(root)]
+    tables += [*_step_tables(root, manifests), *_length_tables(items), _costs(root)]
     evaluated = [chart for place, found in results for chart in result_charts(place, found)]
     curves = [chart for place, _, log in trained for chart in training_curves(place, log)]
     return Report(
@@ -172,22 +175,27 @@ def _scale(items: Sequence[Record]) -> list[float]:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _build_tables(build: Path | None, manifests: dict[str, Record], root: Path) -> list[Table]:
-    if build is None:
-        return []
-    manifest = manifests[build.relative_to(root).as_posix()]
-    steps = [[name, *(counts[key] for key in ("read", "written", "rejected"))] for name, counts in manifest["steps"].items()]
+def _step_tables(root: Path, manifests: dict[str, Record]) -> list[Table]:
+    """Return the tables of all that goes in steps: the data first, then baselines' preferences and evaluations, by place."""
+    places = [place for place, manifest in manifests.items() if manifest.get("kind") in KINDS and "steps" in manifest]
+    places.sort(key=lambda place: KINDS.index(manifests[place]["kind"]))
+    return [table for place in places for table in _of_steps(root / place, place, manifests[place])]
+
+
+def _of_steps(folder: Path, place: str, manifest: Record) -> list[Table]:
+    name, title = ("", "") if manifest["kind"] == KINDS[0] else (f"-{place}", f" ({place})")
+    steps = [[step, *(counts[key] for key in ("read", "written", "rejected"))] for step, counts in manifest["steps"].items()]
     reasons: Counter[tuple[str, str]] = Counter()
-    for path in sorted(build.glob("*/rejected.jsonl")):
+    for path in sorted(folder.glob("*/rejected.jsonl")):
         reasons.update((reject["step"], reject["reason"]) for reject in read_jsonl(path))
-    why: list[list[Cell]] = [
-        [step, reason, count] for (step, reason), count in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))
-    ]
-    sets: list[list[Cell]] = [[name, rows] for name, rows in manifest["sets"].items()]
+    common = sorted(reasons.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
+    why: list[list[Cell]] = [[step, reason, count] for (step, reason), count in common]
+    sets: list[list[Cell]] = [[one, rows] for one, rows in manifest.get("sets", {}).items()]
+    note = f"The {MOST_REASONS} most common of {len(reasons)} reasons." if len(reasons) > MOST_REASONS else ""
     return [
-        Table("steps", "Steps", ["step", "read", "written", "rejected"], steps),
-        Table("sets", "Training sets", ["set", "rows"], sets),
-        Table("rejects", "Why records were rejected", ["step", "reason", "records"], why[:50], "At most 50 reasons."),
+        Table(f"steps{name}", f"Steps{title}", ["step", "read", "written", "rejected"], steps),
+        Table(f"sets{name}", f"Training sets{title}", ["set", "rows"], sets),
+        Table(f"rejects{name}", f"Why records were rejected{title}", ["step", "reason", "records"], why, note),
     ]
 
 

@@ -337,6 +337,13 @@ def test_intervals_stand_in_every_format(evaluated: Path) -> None:
     assert [row["kt"], row["kt low"], row["kt high"]] == [found["mean"], low, high]
 
 
+def test_steps_and_rejects_of_an_evaluation_are_counted(evaluated: Path) -> None:
+    tables = {table.name: table for table in read_run(evaluated).tables}
+    steps = json.loads((evaluated / "evaluation/manifest.json").read_text())["steps"]
+    assert tables["steps-evaluation"].rows == [[name, *counts.values()] for name, counts in steps.items()]
+    assert [row[0] for row in tables["rejects-evaluation"].rows] == ["items"]
+
+
 def test_a_run_without_an_evaluation_has_no_such_part(tmp_path: Path, chromium: Any) -> None:
     write_page(Report("nothing", [], [], [], [], []), tmp_path / "r.html")
     watched = Watched(chromium)
