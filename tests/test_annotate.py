@@ -253,6 +253,24 @@ def test_judging_by_keyboard_and_going_on_after_a_reload(tmp_path: Path, chromiu
     assert json.loads((tmp_path / "human/manifest.json").read_text())["written"] == 18
 
 
+def test_four_thousand_items_of_which_most_are_judged(tmp_path: Path, chromium: Any) -> None:
+    study = study_of(tmp_path, 4000)
+    made = [("Bo", task.id, criterion, "A", "2026-01-01T00:00:00Z") for task in study.tasks[:3990] for criterion in CRITERIA]
+    study.db.execute("BEGIN")
+    study.db.executemany("INSERT INTO judgements (annotator, task, criterion, choice, made) VALUES (?, ?, ?, ?, ?)", made)
+    study.db.execute("COMMIT")
+    study.close()
+    with serving("--out", tmp_path / "human", "--annotator", "Bo") as server:
+        watched = Watched(chromium)
+        watched.page.goto(server.url)
+        at_item(watched.page, 3991)
+        assert watched.page.text_content("#count") == "3990 of 4000 judged"
+        watched.page.keyboard.type("abe")
+        at_item(watched.page, 3992)
+        assert watched.page.text_content("#count") == "3991 of 4000 judged"
+        assert watched.complaints == []
+
+
 def test_a_judgement_that_is_not_saved_is_not_shown_as_saved(tmp_path: Path, chromium: Any) -> None:
     options = make_answers(tmp_path)
     with serving(*options, "--out", tmp_path / "human", "--annotator", "Bo") as server:

@@ -79,6 +79,16 @@ def test_the_shipped_teachers_counts_are_the_oracles_within_its_error_rate(tmp_p
     assert found.off * (found.correct + found.wrong) <= found.errors + found.misjudged
     assert found.rate <= STATED_ERROR_RATE, found
     assert found.off <= 2 * STATED_ERROR_RATE, found
+    first = written(tmp_path / "evaluation")
+    (tmp_path / "evaluation/engine.log").unlink()
+    assert measure(SHIPPED_TEACHER, tmp_path, count=10) == found
+    assert written(tmp_path / "evaluation") == first
+    assert not (tmp_path / "evaluation/engine.log").exists(), "the cache had everything: no engine"
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "engine.log")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.xdist_group("llama")

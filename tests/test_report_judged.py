@@ -349,4 +349,6 @@ def test_a_run_without_an_evaluation_has_no_such_part(tmp_path: Path, chromium: 
     watched = Watched(chromium)
     watched.page.goto((tmp_path / "r.html").as_uri())
     assert watched.page.locator("#judged").is_hidden()
+    links = watched.page.locator("nav a").all()
+    assert [link.text_content() for link in links if link.is_visible()] == ["Provenance"]
     assert watched.complaints == []

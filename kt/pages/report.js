@@ -189,9 +189,11 @@ function drawProvenance() {
 
 $("items").hidden = !data.items.length;
 $("figures").hidden = !data.items.length;
+$("tables").hidden = !data.tables.length;
 drawFigures();
 drawTables();
 drawProvenance();
 drawCharts();
 itemBrowser();
 judgedBrowser(data.judged);
+for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.hash.slice(1)).hidden;
