@@ -115,8 +115,8 @@ def _joined(values: Iterable[Any]) -> str:
 
 def same_answers(study: Record, evaluation: Record) -> bool:
     """Say whether people judged the very answers that were evaluated: their files' hashes stand in both manifests."""
-    given = {name: digest for name, digest in study["inputs"].items() if name.startswith("answers/")}
-    return bool(given) and given.items() <= evaluation["inputs"].items()
+    given = {name: digest for name, digest in study.get("inputs", {}).items() if name.startswith("answers/")}
+    return bool(given) and given.items() <= evaluation.get("inputs", {}).items()
 
 
 def add_people(items: dict[str, Record], judgements: Iterable[Record]) -> None:

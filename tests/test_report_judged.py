@@ -233,6 +233,9 @@ def test_verdicts_are_read_side_by_side_and_found_by_filters(evaluated: Path, pa
     assert page.text_content("#judged-found") == f"{COUNT - 1} of {COUNT} items"  # judge n: all but the empty answer
     page.fill("#judged-search", "town 3 wool")
     page.wait_for_selector("#judged-found:text('1 of')")
+    marks = page.locator("#judged-list .outcome")
+    assert marks.all_text_contents() == ["L="]  # the others do not pass the filters
+    assert page.get_by_role("img", name="logicality: tie (kt : sft, n)").count() == 1
     page.locator("#judged-list button").click()
     assert page.text_content("#judged-item .id") == "q3"
     assert page.locator("#judged-item .pair").first.locator("h5").all_text_contents() == ["kt", "sft"]

@@ -58,7 +58,9 @@ function judgedBrowser(all) {
   function mark(verdict, n, shown) {
     const said = `${verdict.criterion}: ${verdict.outcome} (${compared(verdict)}, ${verdict.judge})`;
     const same = n && shown[n - 1].judge === verdict.judge && compared(shown[n - 1]) === compared(verdict);
-    return element("span", { className: `outcome ${verdict.outcome}${same ? "" : " first"}`, title: said, textContent: verdict.criterion[0].toUpperCase() });
+    const sign = { win: "+", tie: "=", lose: "−", rejected: "?" }[verdict.outcome];
+    const properties = { className: `outcome ${verdict.outcome}${same ? "" : " first"}`, title: said, role: "img", ariaLabel: said };
+    return element("span", { ...properties, textContent: verdict.criterion[0].toUpperCase() + sign });
   }
 
   function draw(item) {
