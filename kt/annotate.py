@@ -9,7 +9,6 @@ import random
 import re
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +16,9 @@ from typing import NamedTuple
 import orjson
 
 from kt import __version__
-from kt.agreement import agreement
 from kt.answers import join, read_answers
 from kt.errors import InputError, OutputError
-from kt.judge import CRITERIA, LETTERS, OUTCOMES, Outcome
+from kt.judge import CRITERIA, LETTERS, Outcome
 from kt.records import Record, atomic_file, file_hash, output_error, write_json, write_jsonl
 
 FILE = "judgements.sqlite"
@@ -236,28 +234,3 @@ def write_run(study: Study) -> Record:
     }
     write_json(study.out / "manifest.json", manifest)
     return manifest
-
-
-def summary(study: Study) -> list[Record]:
-    """Return for each criterion the wins, ties and losses of the first method by annotator, and how far they agree.
-
-    "agreement" is None with a single annotator; it counts the items that all of them judged.
-    """
-    records = list(study.records())
-    rows = []
-    for criterion in CRITERIA:
-        labels: dict[str, dict[str, str]] = {name: {} for name in study.annotators()}
-        for record in records:
-            if record["criterion"] == criterion:
-                labels[record["annotator"]][record["item"]] = record["outcome"]
-        counts = {name: Counter(own.values()) for name, own in labels.items()}
-        rows.append(
-            {
-                "criterion": criterion,
-                "one": study.about["names"][0],
-                "other": study.about["names"][1],
-                "annotators": {name: {o: counted[o] for o in OUTCOMES} for name, counted in counts.items()},
-                "agreement": agreement(labels) if len(labels) > 1 else None,
-            }
-        )
-    return rows

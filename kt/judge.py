@@ -21,6 +21,8 @@ Outcome = Literal["win", "tie", "lose"]
 CRITERIA = ("completeness", "factuality", "logicality")
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "lose")
 LETTERS = ("A", "B", "tie")
+OPPOSITE: dict[str, Outcome] = {"win": "lose", "tie": "tie", "lose": "win"}
+"""What an outcome is for the other method."""
 SCORES = range(1, 11)
 
 

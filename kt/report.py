@@ -15,20 +15,21 @@ from typing import Any
 import orjson
 
 from kt import __version__
-from kt.judge import OUTCOMES
-from kt.records import Record, atomic_file
+from kt.records import atomic_file
+from kt.report_charts import spec_of
 from kt.report_data import Report
 from kt.report_results import Cell, Table
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
+SCRIPTS = ("browse.js", "judged.js", "report.js")
 NO_CHARTS = "Charts need the package vl-convert-python: pip install 'kt[report]'."
 
 
 def write_page(report: Report, path: str | Path) -> bool:
     """Write the page; the same run gives the same bytes. Returns False if it has no charts, their library being absent."""
     library = charts_library()
-    script = _asset("report.js")
-    data = report.plain() | {"charts": [{**chart, "spec": spec_of(chart)} for chart in report.charts] if library else []}
+    script = "".join(_asset(name) for name in SCRIPTS)
+    data = {**vars(report), "charts": [spec_of(chart) for chart in report.charts] if library else []}
     data |= {"no_charts": "" if library or not report.charts else NO_CHARTS, "version": __version__}
     values = {
         "title": _text(report.title),
@@ -73,55 +74,6 @@ def _text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-# ---- charts ----------------------------------------------------------------------------------------------------------
-
-
-def spec_of(chart: Record) -> Record:
-    """Return a chart's Vega-Lite specification; colours of text and lines are left to the page's light or dark."""
-    base: Record = {
-        "title": chart["title"],
-        "width": "container",
-        "height": 200,
-        "data": {"values": chart["values"]},
-        "background": "transparent",
-    }
-    if chart["name"] == "facts":
-        axis = {"labelAngle": 0, "labelOverlap": True}
-        axes = {"x": _axis("facts", "ordinal", "facts") | {"axis": axis}, "y": _axis("items", "quantitative", "items")}
-        return base | {"mark": {"type": "bar", "tooltip": True}, "encoding": axes}
-    if chart["name"] == "perplexity":
-        x = _axis("from", "quantitative", "perplexity") | {
-            "scale": {"type": "log"},
-            "bin": {"binned": True},
-            "axis": {"labelOverlap": "greedy"},
-        }
-        y = _axis("facts", "quantitative", "facts") | {"stack": True}
-        colour: Record = {
-            "field": "kind",
-            "type": "nominal",
-            "title": None,
-            "scale": {"domain": ["difficult", "not difficult"]},
-        }
-        encoding = {"x": x, "x2": {"field": "to"}, "y": y, "color": colour}
-        return base | {"mark": {"type": "bar", "tooltip": True}, "encoding": encoding}
-    if chart["name"] == "judges":
-        scale = {"domain": list(OUTCOMES), "range": ["#4aa36b", "#9aa3b2", "#d9733f"]}
-        colour = {"field": "outcome", "type": "nominal", "title": None, "scale": scale}
-        y = _axis("comparison", "nominal", None) | {"sort": None, "axis": {"labelLimit": 260}}
-        x = _axis("share", "quantitative", "share of pairs")
-        encoding = {"x": x, "y": y, "color": colour, "order": {"field": "order"}}
-        bars = {"height": 26 * len({value["comparison"] for value in chart["values"]})}
-        return base | bars | {"mark": {"type": "bar", "tooltip": True}, "encoding": encoding}
-    y = _axis("value", "quantitative", None) | {"scale": {"zero": False}}
-    colour = {"field": "figure", "type": "nominal", "title": None}
-    axes = {"x": _axis("step", "quantitative", "step"), "y": y, "color": colour}
-    return base | {"mark": {"type": "line", "point": True, "tooltip": True}, "encoding": axes}
-
-
-def _axis(name: str, kind: str, title: str | None) -> Record:
-    return {"field": name, "type": kind, "title": title}
-
-
 # ---- tables as text --------------------------------------------------------------------------------------------------
 
 
@@ -129,10 +81,25 @@ def as_markdown(tables: Sequence[Table]) -> str:
     """Return tables as Markdown."""
     blocks = []
     for table in tables:
-        lines: list[Sequence[Cell]] = [table.columns, ["---"] * len(table.columns), *table.rows]
+        columns = [name for place, name in enumerate(table.columns) if place not in _bounds(table)]
+        lines: list[Sequence[Cell]] = [columns, ["---"] * len(columns), *(_with_intervals(table, row) for row in table.rows)]
         rows = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
         blocks.append(f"## {table.title}\n\n{rows}\n" + (f"\n{table.note}\n" if table.note else ""))
     return "\n".join(blocks)
+
+
+def _bounds(table: Table) -> set[int]:
+    """Return the places of columns that hold the bounds of the number before them."""
+    return {place + offset for place in table.bounded for offset in (1, 2)}
+
+
+def _with_intervals(table: Table, row: Sequence[Cell]) -> list[Cell]:
+    """Return a row with each number and its interval in one cell."""
+    bounds, cells = _bounds(table), list(row)
+    for place in table.bounded:
+        if row[place + 1] is not None:
+            cells[place] = f"{row[place]} [{row[place + 1]}, {row[place + 2]}]"
+    return [cell for place, cell in enumerate(cells) if place not in bounds]
 
 
 def _cell(cell: Cell) -> str:

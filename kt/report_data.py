@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import orjson
 
@@ -16,9 +15,15 @@ from kt.compare import ASPECTS
 from kt.cost import REFERENCE, run_costs, total
 from kt.errors import InputError
 from kt.records import Record, follow, read_jsonl
+from kt.report_judged import add_people, read_judged, same_answers
+from kt.report_people import people_tables
 from kt.report_results import Cell, Table, read_results, result_charts, result_tables
+from kt.report_training import read_log, training_curves, training_tables
 
 BINS = 24
+MOST_REASONS = 50
+KINDS = ("build-data", "preferences", "evaluate")
+"""What a manifest with steps may be of, in the order of its tables."""
 
 
 @dataclass
@@ -27,14 +32,11 @@ class Report:
 
     title: str
     items: list[Record]
+    judged: list[Record]
     tables: list[Table]
     charts: list[Record]
     provenance: list[Record]
     scale: list[float] = field(default_factory=list)
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
 
 
 def read_run(run: str | Path) -> Report:
@@ -43,19 +45,35 @@ def read_run(run: str | Path) -> Report:
     manifests = _manifests(root)
     build = _build_folder(root, manifests)
     items = list(read_items(build)) if build else []
-    curves = [(name, path) for name, path in _of_kind(root, manifests, "train") if (path / "curves.jsonl").exists()]
+    trained = [(place, manifests[place], read_log(path)) for place, path in _of_kind(root, manifests, "train")]
     results = [(place, read_results(folder)) for place, folder in _of_kind(root, manifests, "evaluate")]
     tables = [table for place, found in results for table in result_tables(place, found)]
-    tables += [*_human_tables(root, manifests), *_build_tables(build, manifests, root), *_length_tables(items), _costs(root)]
-    judged = [chart for place, found in results for chart in result_charts(place, found)]
+    people = [table for place, folder in _of_kind(root, manifests, "annotate") for table in people_tables(place, folder)]
+    tables += [*people, *training_tables(trained)]
+    tables += [*_step_tables(root, manifests), *_length_tables(items), _costs(root)]
+    evaluated = [chart for place, found in results for chart in result_charts(place, found)]
+    curves = [chart for place, _, log in trained for chart in training_curves(place, log)]
     return Report(
         title=root.resolve().name,
         items=items,
+        judged=_judged(root, manifests, results),
         tables=[table for table in tables if table.rows],
-        charts=[*judged, *_item_charts(items), *(_curve(name, path) for name, path in curves)],
+        charts=[*evaluated, *_item_charts(items), *curves],
         provenance=[{"place": place, "manifest": manifest} for place, manifest in manifests.items()],
         scale=_scale(items),
     )
+
+
+def _judged(root: Path, manifests: dict[str, Record], results: Sequence[tuple[str, Record]]) -> list[Record]:
+    """Return the test items of every evaluation, each with the place of its evaluation, and with what people said of it."""
+    found: list[Record] = []
+    for place, numbers in results:
+        items = {item["id"]: item for item in read_judged(root / place, numbers)}
+        for study, folder in _of_kind(root, manifests, "annotate"):
+            if same_answers(manifests[study], manifests[place]):
+                add_people(items, read_jsonl(folder / "records.jsonl"))
+        found += ({"place": place, **item} for item in items.values())
+    return found
 
 
 def _manifests(root: Path) -> dict[str, Record]:
@@ -157,22 +175,27 @@ def _scale(items: Sequence[Record]) -> list[float]:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _build_tables(build: Path | None, manifests: dict[str, Record], root: Path) -> list[Table]:
-    if build is None:
-        return []
-    manifest = manifests[build.relative_to(root).as_posix()]
-    steps = [[name, *(counts[key] for key in ("read", "written", "rejected"))] for name, counts in manifest["steps"].items()]
+def _step_tables(root: Path, manifests: dict[str, Record]) -> list[Table]:
+    """Return the tables of all that goes in steps: the data first, then baselines' preferences and evaluations, by place."""
+    places = [place for place, manifest in manifests.items() if manifest.get("kind") in KINDS and "steps" in manifest]
+    places.sort(key=lambda place: KINDS.index(manifests[place]["kind"]))
+    return [table for place in places for table in _of_steps(root / place, place, manifests[place])]
+
+
+def _of_steps(folder: Path, place: str, manifest: Record) -> list[Table]:
+    name, title = ("", "") if manifest["kind"] == KINDS[0] else (f"-{place}", f" ({place})")
+    steps = [[step, *(counts[key] for key in ("read", "written", "rejected"))] for step, counts in manifest["steps"].items()]
     reasons: Counter[tuple[str, str]] = Counter()
-    for path in sorted(build.glob("*/rejected.jsonl")):
+    for path in sorted(folder.glob("*/rejected.jsonl")):
         reasons.update((reject["step"], reject["reason"]) for reject in read_jsonl(path))
-    why: list[list[Cell]] = [
-        [step, reason, count] for (step, reason), count in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))
-    ]
-    sets: list[list[Cell]] = [[name, rows] for name, rows in manifest["sets"].items()]
+    common = sorted(reasons.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
+    why: list[list[Cell]] = [[step, reason, count] for (step, reason), count in common]
+    sets: list[list[Cell]] = [[one, rows] for one, rows in manifest.get("sets", {}).items()]
+    note = f"The {MOST_REASONS} most common of {len(reasons)} reasons." if len(reasons) > MOST_REASONS else ""
     return [
-        Table("steps", "Steps", ["step", "read", "written", "rejected"], steps),
-        Table("sets", "Training sets", ["set", "rows"], sets),
-        Table("rejects", "Why records were rejected", ["step", "reason", "records"], why[:50], "At most 50 reasons."),
+        Table(f"steps{name}", f"Steps{title}", ["step", "read", "written", "rejected"], steps),
+        Table(f"sets{name}", f"Training sets{title}", ["set", "rows"], sets),
+        Table(f"rejects{name}", f"Why records were rejected{title}", ["step", "reason", "records"], why, note),
     ]
 
 
@@ -196,19 +219,6 @@ def worse_text(item: Record, aspect: str) -> str:
     return str(worse["text"] or " ".join(facts))
 
 
-def _human_tables(root: Path, manifests: dict[str, Record]) -> list[Table]:
-    tables = []
-    for place, folder in _of_kind(root, manifests, "annotate"):
-        counts: dict[tuple[str, str, str, str], Counter[str]] = {}
-        for record in read_jsonl(folder / "records.jsonl"):
-            group = (record["criterion"], record["one"], record["other"], record["annotator"])
-            counts.setdefault(group, Counter())[record["outcome"]] += 1
-        rows: list[list[Cell]] = [[*group, *(found[o] for o in ("win", "tie", "lose"))] for group, found in counts.items()]
-        columns = ["criterion", "method", "against", "annotator", "wins", "ties", "losses"]
-        tables.append(Table(f"human-{place}", f"Judged by people ({place})", columns, rows))
-    return tables
-
-
 def _costs(root: Path) -> Table:
     costs = run_costs(root)
     names = ("step", "model", "answers", "prompt_tokens", "completion_tokens", "paid", "at_reference")
@@ -226,10 +236,10 @@ def _item_charts(items: Sequence[Record]) -> list[Record]:
     if items:
         counts = Counter(len(item["facts"]) for item in items if item["facts"])
         values = [{"facts": facts, "items": counts[facts]} for facts in range(1, max(counts, default=0) + 1)]
-        charts.append({"name": "facts", "title": "Facts in an answer", "values": values})
+        charts.append({"kind": "facts", "title": "Facts in an answer", "values": values})
     found = list(_perplexities(items))
     if found:
-        charts.append({"name": "perplexity", "title": "Perplexity of facts", "values": _histogram(found)})
+        charts.append({"kind": "perplexity", "title": "Perplexity of facts", "values": _histogram(found)})
     return charts
 
 
@@ -247,14 +257,3 @@ def _histogram(found: Sequence[tuple[float, bool]]) -> list[Record]:
         }
         for (place, kept), count in sorted(counts.items())
     ]
-
-
-def _curve(name: str, folder: Path) -> Record:
-    """The training's own log: each figure over the steps."""
-    values = [
-        {"step": line["step"], "figure": key, "value": value}
-        for line in read_jsonl(folder / "curves.jsonl")
-        for key, value in line.items()
-        if key in ("loss", "eval_loss", "margin") and isinstance(value, int | float)
-    ]
-    return {"name": f"curve-{name}", "title": f"Training: {name}", "values": values}

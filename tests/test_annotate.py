@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from chromium import Watched
 
-from kt.annotate import Study, export, start_study, summary
+from kt.annotate import Study, export, start_study
 from kt.errors import InputError
 from kt.judge import CRITERIA
 from kt.records import read_jsonl, write_jsonl
@@ -82,22 +82,6 @@ def test_the_last_judgement_counts_and_comes_out_unblinded(tmp_path: Path) -> No
     assert [r["id"] for r in study.records() if r["outcome"] == "tie"] == [f"{mine_first.id}/logicality/mine/base"]
 
 
-def test_agreement_of_two_annotators(tmp_path: Path) -> None:
-    pytest.importorskip("nltk")
-    study = study_of(tmp_path)
-    for number, task in enumerate(study.tasks):
-        study.judge("Ada", task.id, "factuality", "A")
-        study.judge("Bo", task.id, "factuality", "A" if number else "tie")
-    rows = {row["criterion"]: row for row in summary(study)}
-    assert rows["factuality"]["agreement"]["units"] == 6
-    assert rows["factuality"]["agreement"]["same"] == round(5 / 6, 6)
-    assert rows["logicality"]["agreement"]["units"] == 0
-    study.close()
-    said = kt("--out", tmp_path / "human", "--agreement")
-    assert "6 items judged by all, 83.3% alike; Cohen's kappa" in said.stdout
-    assert json.loads(kt("--out", tmp_path / "human", "--agreement", "--json").stdout) == list(rows.values())
-
-
 def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     options = make_answers(tmp_path)
     out = ["--out", tmp_path / "human"]
@@ -117,6 +101,18 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     assert "holds another study" in kt(*options, *out, "--seed", "7").stderr
     (tmp_path / "human/judgements.sqlite").write_bytes(b"rubbish" * 100)
     assert "not a study" in kt(*out, "--agreement").stderr
+
+
+def test_items_without_a_gold_answer_are_counted_rejects(tmp_path: Path) -> None:
+    options = make_answers(tmp_path)
+    items = list(read_jsonl(tmp_path / "test.jsonl"))
+    write_jsonl(tmp_path / "test.jsonl", [{**item, "answer": "" if item["id"] == "q2" else item["answer"]} for item in items])
+    answers = {"mine": tmp_path / "mine", "base": tmp_path / "base"}
+    study = start_study(tmp_path / "human", answers, [options[-1]], 42, None)
+    assert [task.id for task in study.tasks] == ["q0", "q1", "q3", "q4", "q5"]
+    assert study.about["rejected"] == 1
+    [reject] = read_jsonl(tmp_path / "human/rejected.jsonl")
+    assert "answer" in reject["reason"]
 
 
 def test_what_is_no_judgement_is_refused(tmp_path: Path) -> None:
@@ -255,6 +251,24 @@ def test_judging_by_keyboard_and_going_on_after_a_reload(tmp_path: Path, chromiu
     assert study.of("Ada Lovelace")["q0"] == dict(zip(CRITERIA, ("A", "tie", "B"), strict=True))
     assert study.of("Ada Lovelace")["q1"] == dict(zip(CRITERIA, ("A", "B", "B"), strict=True))
     assert json.loads((tmp_path / "human/manifest.json").read_text())["written"] == 18
+
+
+def test_four_thousand_items_of_which_most_are_judged(tmp_path: Path, chromium: Any) -> None:
+    study = study_of(tmp_path, 4000)
+    made = [("Bo", task.id, criterion, "A", "2026-01-01T00:00:00Z") for task in study.tasks[:3990] for criterion in CRITERIA]
+    study.db.execute("BEGIN")
+    study.db.executemany("INSERT INTO judgements (annotator, task, criterion, choice, made) VALUES (?, ?, ?, ?, ?)", made)
+    study.db.execute("COMMIT")
+    study.close()
+    with serving("--out", tmp_path / "human", "--annotator", "Bo") as server:
+        watched = Watched(chromium)
+        watched.page.goto(server.url)
+        at_item(watched.page, 3991)
+        assert watched.page.text_content("#count") == "3990 of 4000 judged"
+        watched.page.keyboard.type("abe")
+        at_item(watched.page, 3992)
+        assert watched.page.text_content("#count") == "3991 of 4000 judged"
+        assert watched.complaints == []
 
 
 def test_a_judgement_that_is_not_saved_is_not_shown_as_saved(tmp_path: Path, chromium: Any) -> None:

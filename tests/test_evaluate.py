@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,10 @@ pytest.importorskip("scipy")
 pytest.importorskip("nltk")
 
 
-def kt(*args: object) -> subprocess.CompletedProcess[str]:
+def kt(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Evaluate as a user does; a traceback is a bug whatever happens."""
     command = [sys.executable, "-m", "kt", "evaluate", "--prompts", "compact", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -246,3 +247,20 @@ def test_all_parts_with_a_real_engine_a_real_encoder_and_documents(
     assert counts["answers"] + counts["rejected"] == 6
     settings = results["settings"]
     assert (settings["encoder"]["layer"], settings["evidence"], len(settings["wordnet"])) == (2, "collection", 16)
+
+
+@pytest.mark.xdist_group("llama")
+@needs("llama_cpp")
+def test_a_hundred_dolly_items_twice_and_the_second_time_from_the_cache_alone(tmp_path: Path, llama_server: Any) -> None:
+    """The second run asks a port where nothing listens."""
+    if not DOLLY.with_name("dolly_test.json").exists():
+        pytest.skip(f"{DOLLY.parent} is not here: real Dolly data are tested only where they lie beside the checkout")
+    common = [*real_study(tmp_path, 100), "--cache", tmp_path / "c.sqlite", "--criterion", "factuality"]
+    common += ["--metrics", "meteor-no-wordnet,judge,score,facts", "--judge", llama_server.model, "--backend", "llama-cpp"]
+    first = kt(*common, "--base-url", llama_server.base_url, "--out", tmp_path / "a", KT_API_KEY=llama_server.api_key)
+    assert first.returncode == 0, first.stderr
+    assert "evaluated 100 items" in first.stdout
+    again = kt(*common, "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    assert "; 0 calls sent" in again.stdout
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")

@@ -90,6 +90,11 @@ ORDER = [
     "report_results",
     "method_table",
     "significance",
+    "annotate_agreement",
+    "report_people",
+    "report_judged",
+    "report_training",
+    "report_charts",
     "report_data",
     "report",
 ]

@@ -17,6 +17,7 @@ from test_annotate import CONTRAST, NASTY
 from test_build import at
 from test_build import kt as build
 
+from kt.compare import ASPECTS
 from kt.records import read_jsonl, write_jsonl
 from kt.report import as_json, charts_library
 from kt.report_data import read_run, worse_text
@@ -41,7 +42,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
         done = build(*at(server), *common, "--out", folder / "x/data")
         assert done.returncode == 0, done.stderr
     write_jsonl(folder / "x/ka/curves.jsonl", [{"step": n, "loss": 2 / n, "eval_loss": 3 / n} for n in range(1, 9)])
-    (folder / "x/ka/manifest.json").write_text('{"kind": "train", "name": "ka"}')
+    pairs = {f"accuracy/{aspect}": 0.5 for aspect in ASPECTS}
+    write_jsonl(folder / "x/kc/curves.jsonl", [{"step": n, "loss": 1 / n, "margin": n / 2, **pairs} for n in range(1, 4)])
+    for name, result in (("ka", {}), ("kc", {"result": {"steps": 3, "loss": 0.333}, "counts": {"rows": 25}})):
+        (folder / f"x/{name}/manifest.json").write_text(json.dumps({"kind": "train", "name": name, **result}))
     return folder / "x"
 
 
@@ -93,6 +97,13 @@ def test_tables_are_the_same_in_every_format(run: Path, tmp_path: Path) -> None:
     assert "| delete | 9 | 8 | 1 |" in kt(run, "--format", "md").stdout
 
 
+def test_trainings_are_a_row_each_with_the_last_figures_of_their_pairs(run: Path) -> None:
+    [table] = [table for table in as_json(read_run(run).tables) if table["name"] == "trainings"]
+    ka, kc = table["rows"]
+    assert (ka["training"], ka["steps"], ka["logicality"]) == ("ka", None, None)
+    assert (kc["rows"], kc["steps"], kc["loss"], kc["margin"], kc["logicality"]) == (25, 3, 0.333, 1.5, 0.5)
+
+
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert kt(run, "--out", tmp_path / name).returncode == 0
@@ -107,58 +118,6 @@ def test_what_is_no_run_is_a_sentence(tmp_path: Path, run: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     assert "cannot be read" in kt(tmp_path).stderr
     assert kt(run, "--out", "/proc/nowhere/x.html").returncode == 1
-
-
-def numbers(value: Any) -> list[float]:
-    """Every number below a JSON value."""
-    if isinstance(value, dict | list):
-        return [number for inner in (value.values() if isinstance(value, dict) else value) for number in numbers(inner)]
-    return [value] if isinstance(value, int | float) else []
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an evaluation by two judges in it, and nothing else."""
-    pytest.importorskip("scipy")
-    from test_evaluate import PARTS, study
-    from test_evaluate import at as judged_by
-    from test_evaluate import kt as evaluate
-
-    folder = tmp_path_factory.mktemp("evaluated")
-    with scripted_server(folder / "1") as one, scripted_server(folder / "2", "--judge", "first") as two:
-        second = ["--second-judge", "n", "--second-base-url", two.url]
-        common = [*study(folder), *PARTS, "--cache", folder / "c", "--out", folder / "y/evaluation"]
-        done = evaluate(*common, *judged_by(one), *second)
-        assert done.returncode == 0, done.stderr
-    return folder / "y"
-
-
-def test_every_number_of_an_evaluation_is_in_the_page(evaluated: Path, tmp_path: Path, chromium: Any) -> None:
-    results = json.loads((evaluated / "evaluation/results.json").read_text())
-    assert kt(evaluated, "--out", tmp_path / "r.html").returncode == 0
-    watched = Watched(chromium)
-    page = watched.page
-    page.goto((tmp_path / "r.html").as_uri())
-    page.wait_for_selector("table")
-
-    def cells(name: str) -> list[float]:
-        texts = page.locator(f"table[data-name='{name}-evaluation'] td.number").all_text_contents()
-        return sorted(float(text.replace(",", "")) for text in texts if text)
-
-    assert len(numbers(results["methods"])) > 50
-    assert cells("methods") == sorted(numbers(results["methods"]))
-    rows = [row for one in results["judges"] for row in one["comparisons"]]
-    counts = ("pairs", "position_bias", "rejected")
-    said = [[row[name] for name in counts] + [row[o]["count"] for o in ("win", "tie", "lose")] for row in rows]
-    wins = [[row["win"]["share"], *row["win"]["interval"]] for row in rows]
-    assert len(rows) == 6
-    assert cells("judges") == sorted(numbers([said, wins]))
-    assert cells("agreement") == sorted(numbers(results["agreement"]))
-    if charts_library():
-        page.locator("#plots svg").nth(1).wait_for()
-    assert page.locator("#items").is_hidden()
-    assert watched.complaints == []
-    assert watched.outside((tmp_path / "r.html").as_uri()) == []
 
 
 # ---- in a real browser -----------------------------------------------------------------------------------------------
@@ -196,7 +155,10 @@ def test_the_page_shows_the_run_and_asks_for_nothing(run: Path, tmp_path: Path, 
     assert page.locator("#item .why").count() == 2
     if charts_library():
         page.wait_for_selector("#plots svg")
-        page.locator("#plots svg").nth(2).wait_for()
+        page.locator("#plots svg").nth(5).wait_for()
+        titles = page.locator("#plots svg").evaluate_all("all => all.map(one => one.textContent)")
+        for title, shown in {"margin of chosen over rejected": "margin", "won by the chosen answer": "logicality"}.items():
+            assert any(title in text and shown in text for text in titles)
     assert watched.complaints == []
     assert watched.outside((tmp_path / "r.html").as_uri()) == []
 

@@ -22,9 +22,12 @@ from kt.cli import options
 @options.seed_option
 @click.option("--export", "exports", multiple=True, metavar="FILE", help="Write the judgements (.jsonl, .csv) and end.")
 @click.option("--agreement", is_flag=True, help="Count the judgements, say how far annotators agree, and end.")
+@click.option("--judged", type=click.Path(file_okay=False), metavar="DIR", help="And with the judges of this kt evaluate.")
 @options.json_option
 @options.quiet_option
-def annotate(out: str, exports: tuple[str, ...], agreement: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+def annotate(
+    out: str, exports: tuple[str, ...], agreement: bool, judged: str | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Judge two methods' answers by hand, blind: completeness, factuality and logicality, by mouse, keyboard or screen reader.
 
     Every judgement is on the disk before the page goes on. Stop with Ctrl-C; the same --out goes on where you were, and
@@ -33,13 +36,15 @@ def annotate(out: str, exports: tuple[str, ...], agreement: bool, as_json: bool,
     \b
     For example:
       kt annotate --answers kt=runs/x/kc --answers sft=runs/x/sft --data test.json --out runs/x/human
-      kt annotate --out runs/x/human --agreement
+      kt annotate --out runs/x/human --agreement --judged runs/x/evaluation
       kt annotate --out runs/x/human --export judgements.csv
     """
     study = _open(out, given)
     try:
-        if exports or agreement:
-            _write(study, exports, agreement, as_json, quiet)
+        if exports or agreement or judged:
+            _write_exports(study, exports, quiet or as_json)
+            if agreement or judged:
+                _write_agreement(study, judged, as_json)
         else:
             _serve(study, given, as_json)
             _last_line(study, quiet)
@@ -84,16 +89,19 @@ def _serve(study: Any, given: dict[str, Any], as_json: bool) -> None:
     run(page, listener)
 
 
-def _write(study: Any, exports: tuple[str, ...], agreement: bool, as_json: bool, quiet: bool) -> None:
-    from kt.annotate import export, summary
+def _write_exports(study: Any, exports: tuple[str, ...], quiet: bool) -> None:
+    from kt.annotate import export
 
     for path in exports:
         count = export(study, path)
-        if not quiet and not as_json:
+        if not quiet:
             click.echo(f"wrote {count} judgements to {path}")
-    if not agreement:
-        return
-    rows = summary(study)
+
+
+def _write_agreement(study: Any, judged: str | None, as_json: bool) -> None:
+    from kt.annotate_agreement import write_agreement
+
+    rows = write_agreement(study, judged)
     if as_json:
         options.print_json(rows)
         return
@@ -103,16 +111,19 @@ def _write(study: Any, exports: tuple[str, ...], agreement: bool, as_json: bool,
 
 def _print_row(row: dict[str, Any]) -> None:
     click.echo(f"{row['criterion']}: {row['one']} against {row['other']}")
-    for name, counts in row["annotators"].items():
+    for name, counts in [*row["annotators"].items(), *row["judges"].items()]:
         click.echo(f"  {name}: {counts['win']} wins, {counts['tie']} ties, {counts['lose']} losses")
-    found = row["agreement"]
-    if found is None:
-        click.echo("  agreement needs two annotators")
-    elif found["kappa"] is None:
-        click.echo(f"  {found['units']} items judged by all: too little, or too much alike, to speak of agreement")
-    else:
-        same = f"{found['units']} items judged by all, {found['same']:.1%} alike"
-        click.echo(f"  {same}; Cohen's kappa {found['kappa']:.3f}, Krippendorff's alpha {found['alpha']:.3f}")
+    if not row["agreement"]:
+        click.echo("  agreement needs two annotators, or --judged with an evaluation's folder")
+    for found in row["agreement"]:
+        click.echo(f"  {' and '.join(found['judges'])}: {_said(found)}")
+
+
+def _said(found: dict[str, Any]) -> str:
+    if found["kappa"] is None:
+        return f"{found['units']} items judged by all: too little, or too much alike, to speak of agreement"
+    same = f"{found['units']} items judged by all, {found['same']:.1%} alike"
+    return f"{same}; Cohen's kappa {found['kappa']:.3f}, Krippendorff's alpha {found['alpha']:.3f}"
 
 
 def _last_line(study: Any, quiet: bool) -> None:

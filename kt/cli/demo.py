@@ -154,6 +154,36 @@ def score(model: str, count: int, seed: int, threads: int, as_json: bool) -> Non
         click.echo(f"{task:18}{found.lines:8}{found.right:8}{found.share:8.1%}{whole:>22}")
 
 
+@demo.command("count-facts")
+@click.argument("model", type=click.Path(exists=True))
+@click.option("--count", type=click.IntRange(min=1), default=40, show_default=True, help="Answers, of 3 to 7 facts each.")
+@click.option("--seed", type=int, default=11, show_default=True, help="Seed of the world.")
+@click.option("--evidence", type=click.Choice(["gold", "documents"]), default="gold", show_default=True, help="Check against.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), metavar="DIR", help="A folder for the evaluation.")
+@options.json_option
+def count_facts(model: str, count: int, seed: int, evidence: Any, out: str, as_json: bool) -> None:
+    """Have `kt evaluate` count facts with MODEL as judge (a teacher's folder or GGUF file), and compare with the oracle.
+
+    A third of the answers' facts is wrong. The error rate counts, for each fact, those missed, invented and misjudged.
+
+    \b
+    For example:
+      kt demo count-facts kt/demo/weights/teacher --count 100 --out runs/count-facts
+    """
+    import dataclasses
+
+    from kt.demo.fact_counts import measure
+
+    found = measure(model, out, count=count, seed=seed, evidence=evidence)
+    if as_json:
+        options.print_json({**dataclasses.asdict(found), "rate": round(found.rate, 6), "off": round(found.off, 6)})
+        return
+    click.echo(f"the oracle: {found.correct} correct, {found.wrong} wrong, in {found.answers} answers")
+    click.echo(f"kt evaluate: {found.counted_correct} correct, {found.counted_incorrect} incorrect")
+    said = f"{found.missed} missed, {found.invented} invented, {found.misjudged} misjudged, {found.unchecked} unchecked"
+    click.echo(f"{said}: an error rate of {found.rate:.1%}")
+
+
 def _row(marks: Marks) -> dict[str, Any]:
     share = round(marks.share, 4)
     return {"lines": marks.lines, "right": marks.right, "share": share, "answers": marks.answers, "whole": marks.whole}

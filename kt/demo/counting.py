@@ -136,7 +136,8 @@ def _against(counted: Mapping[int, Sequence[Record]], name: str, other: str, see
         if figure in SHARES:
             part, whole = ("correct", "facts") if figure == "correct_share" else ("gold_stated", "gold")
             columns = [[town[key] for town in towns.values()] for towns in (one, two) for key in (part, whole)]
-            found[figure] = ratio_difference(*columns, seed=seed, purpose=purpose)
+            parts, wholes, other_parts, other_wholes = columns
+            found[figure] = ratio_difference(parts, wholes, other_parts, other_wholes, seed, purpose)
         else:
             gaps = [(one[town][figure] - two[town][figure]) / len(counted) for town in one]
             found[figure] = mean(gaps, seed, purpose)

@@ -1,16 +1,6 @@
 // The page of `kt report`. All data stand in the page; every text is set as text, never as markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const PAGE = 50;
-const view = { found: data.items, page: 0, open: null };
-const $ = (id) => document.getElementById(id);
-const number = new Intl.NumberFormat("en", { maximumFractionDigits: 6 });
-
-function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
 
 // ---- in short ----------------------------------------------------------------------------------------------------
 
@@ -42,56 +32,19 @@ const ORDERS = {
   "longest answer first": (a, b) => b.answer.length - a.answer.length,
 };
 
-// What the search looks through, made once an item and only when someone searches.
-const haystacks = new Map();
-function haystack(item) {
-  if (!haystacks.has(item)) {
-    const changed = item.worse.factuality ? item.worse.factuality.facts : [];
-    haystacks.set(item, [item.id, item.question, item.answer, ...item.facts, ...item.fine, item.better, ...changed].join("\n").toLowerCase());
-  }
-  return haystacks.get(item);
-}
-
-function search() {
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const keep = FILTERS[$("filter").value], order = ORDERS[$("order").value];
-  const found = data.items.filter((item) => keep(item) && words.every((word) => haystack(item).includes(word)));
-  view.found = order ? found.sort(order) : found;
-  view.page = 0;
-  $("found").textContent = `${number.format(found.length)} of ${number.format(data.items.length)} items`;
-  drawList();
-}
-
-function drawList() {
-  const pages = Math.max(1, Math.ceil(view.found.length / PAGE));
-  const shown = view.found.slice(view.page * PAGE, (view.page + 1) * PAGE);
-  $("list").replaceChildren(...shown.map((item) => {
-    const about = `${item.facts.length} fact${item.facts.length === 1 ? "" : "s"}` + (item.why.length ? " · rejected: " + item.why.map(([step]) => step).join(", ") : "");
-    const button = element("button", { type: "button", onclick: () => open(item) }, element("b", { textContent: item.question }), element("small", { textContent: about }));
-    button.setAttribute("aria-current", String(item === view.open));
-    return element("li", {}, button);
-  }));
-  $("list").scrollTop = 0;
-  $("page").textContent = `page ${view.page + 1} of ${pages}`;
-  $("back").disabled = view.page === 0;
-  $("forth").disabled = view.page >= pages - 1;
-}
-
-function turn(by) {
-  view.page += by;
-  drawList();
-}
-
-function open(item, keepHash) {
-  view.open = item;
-  const place = view.found.indexOf(item);
-  [...$("list").querySelectorAll("button")].forEach((button, n) => button.setAttribute("aria-current", String(view.page * PAGE + n === place)));
-  $("item").replaceChildren(...drawItem(item));
-  if (!keepHash) history.replaceState(null, "", "#item=" + encodeURIComponent(item.id));
-}
-
-function heading(title, remark) {
-  return element("h4", {}, title + " ", remark ? element("small", { textContent: remark }) : null);
+function itemBrowser() {
+  const list = browser("", data.items, {
+    what: "items",
+    hash: "#item=",
+    keep: () => FILTERS[$("filter").value],
+    order: () => ORDERS[$("order").value],
+    words: (item) => [item.id, item.question, item.answer, ...item.facts, ...item.fine, item.better, ...(item.worse.factuality ? item.worse.factuality.facts : [])],
+    about: (item) => [sentence(item.facts.length, "fact") + (item.why.length ? " · rejected: " + item.why.map(([step]) => step).join(", ") : "")],
+    draw: drawItem,
+  });
+  fill("filter", Object.keys(FILTERS), list.search);
+  fill("order", Object.keys(ORDERS), list.search);
+  list.begin(FILTERS["all three pairs"]);
 }
 
 function drawItem(item) {
@@ -183,13 +136,30 @@ function difference(before, after) {
 function drawTables() {
   for (const table of data.tables) {
     const numeric = table.columns.map((_, n) => table.rows.every((row) => typeof row[n] !== "string"));
-    const cell = (tag, value, n) => element(tag, { className: numeric[n] ? "number" : "", textContent: typeof value === "number" ? number.format(value) : value === null ? "" : value });
-    const head = element("tr", {}, ...table.columns.map((name, n) => Object.assign(cell("th", name, n), { scope: "col" })));
-    const rows = table.rows.map((row) => element("tr", {}, ...row.map((value, n) => cell("td", value, n))));
+    const bounds = new Set(table.bounded.flatMap((n) => [n + 1, n + 2]));
+    const places = table.columns.map((_, n) => n).filter((n) => !bounds.has(n));
+    const rows = table.rows.map((row) => element("tr", {}, ...places.map((n) => drawCell(row, n, numeric[n], table.bounded.includes(n)))));
+    const head = element("tr", {}, ...places.map((n) => element("th", { className: numeric[n] ? "number" : "", scope: "col", textContent: table.columns[n] })));
     const made = element("table", {}, element("caption", { textContent: table.title }), element("thead", {}, head), element("tbody", {}, ...rows));
     made.dataset.name = table.name;
-    $("tables").append(element("div", { className: table.columns.length > 5 ? "table wide" : "table" }, made, table.note ? element("p", { className: "note", textContent: table.note }) : null));
+    const wide = places.length > 5 || table.bounded.length > 1;
+    $("tables").append(element("div", { className: wide ? "table wide" : "table" }, made, table.note ? element("p", { className: "note", textContent: table.note }) : null));
   }
+}
+
+function drawCell(row, n, numeric, bounded) {
+  const cell = element("td", { className: numeric ? "number" : "" }, ...(typeof row[n] === "number" ? drawNumber(row[n]) : [row[n] ?? ""]));
+  if (bounded && row[n + 1] !== null && row[n + 1] !== undefined) {
+    cell.append(" ", element("span", { className: "interval" }, "[", ...drawNumber(row[n + 1]), ", ", ...drawNumber(row[n + 2]), "]"));
+  }
+  return cell;
+}
+
+// A number whole, as it stands in the run's files; what goes beyond three decimals is set small.
+function drawNumber(value) {
+  const [whole, rest] = number.format(value).split(".");
+  if (!rest || rest.length <= 3) return [rest ? `${whole}.${rest}` : whole];
+  return [`${whole}.${rest.slice(0, 3)}`, element("small", { textContent: rest.slice(3) })];
 }
 
 function drawCharts() {
@@ -200,10 +170,10 @@ function drawCharts() {
   const axis = { labelColor: ink, titleColor: ink, tickColor: ink, domainColor: ink, gridOpacity: 0.15, gridColor: ink, labelFontSize: 12, titleFontSize: 12 };
   const config = { axis, title: { color: ink, anchor: "start", fontSize: 14 }, legend: { labelColor: ink, titleColor: ink, orient: "top", labelFontSize: 12 },
     view: { stroke: null }, range: { category: ["#d9733f", "#4c86d8", "#4aa36b", "#a06cc9", "#b59a2d"] }, bar: { color: "#4c86d8" }, font: "system-ui, DejaVu Sans, sans-serif" };
-  for (const chart of data.charts) {
+  for (const spec of data.charts) {
     const plot = element("div", { className: "plot" });
-    $("plots").append(element("div", {}, plot));
-    vegaEmbed(plot, { ...chart.spec, config }, { renderer: "svg", actions: false, ast: true }).catch((error) => { plot.textContent = String(error); });
+    $("plots").append(element("div", { className: spec.usermeta ? "wide" : "" }, plot));
+    vegaEmbed(plot, { ...spec, config }, { renderer: "svg", actions: false, ast: true }).catch((error) => { plot.textContent = String(error); });
   }
 }
 
@@ -217,20 +187,13 @@ function drawProvenance() {
 
 // ---- start -------------------------------------------------------------------------------------------------------
 
-for (const [id, options] of [["filter", FILTERS], ["order", ORDERS]]) {
-  $(id).append(...Object.keys(options).map((name) => element("option", { value: name, textContent: name })));
-  $(id).addEventListener("change", search);
-}
-$("search").addEventListener("input", search);
-$("back").addEventListener("click", () => turn(-1));
-$("forth").addEventListener("click", () => turn(1));
-drawFigures();
 $("items").hidden = !data.items.length;
 $("figures").hidden = !data.items.length;
-search();
-const asked = location.hash.startsWith("#item=") ? decodeURIComponent(location.hash.slice(6)) : null;
-const first = data.items.find((item) => item.id === asked) || data.items.find(FILTERS["all three pairs"]) || data.items[0];
-if (first) open(first, true);
+$("tables").hidden = !data.tables.length;
+drawFigures();
 drawTables();
 drawProvenance();
 drawCharts();
+itemBrowser();
+judgedBrowser(data.judged);
+for (const link of document.querySelectorAll("nav a")) link.hidden = $(link.hash.slice(1)).hidden;
