@@ -19,7 +19,7 @@ from kt import __version__
 from kt.answers import join, read_answers
 from kt.errors import InputError, OutputError
 from kt.judge import CRITERIA, LETTERS, Outcome
-from kt.records import Record, atomic_file, file_hash, output_error, write_json, write_jsonl
+from kt.records import Record, atomic_file, file_hash, input_hashes, output_error, write_json, write_jsonl
 
 FILE = "judgements.sqlite"
 COLUMNS = ("id", "item", "criterion", "one", "other", "annotator", "answer_a", "answer_b", "choice", "outcome")
@@ -161,7 +161,7 @@ def start_study(out: str | Path, answers: Mapping[str, str | Path], data: Sequen
             raise InputError(f"{path}: holds another study (other answers, items or --seed); {advice}")
         return study
     inputs = {f"answers/{name}": file_hash(_records_of(place)) for name, place in answers.items()}
-    inputs |= {Path(place).name: file_hash(place) for place in data if place != "-"}
+    inputs |= input_hashes(data)
     about = {"hash": digest, "names": list(answers), "seed": seed, "rejected": len(rejects), "inputs": inputs}
     _create(path, about, tasks)
     write_jsonl(Path(out) / "rejected.jsonl", rejects)
@@ -204,6 +204,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def export(study: Study, path: str | Path) -> int:
     """Write the judgements, unblinded, as JSONL or (a name in .csv) as CSV; return how many."""
+    if Path(path).resolve() in [
+        study.path.resolve().with_name(study.path.name + end) for end in ("", "-wal", "-shm", "-journal")
+    ]:
+        raise InputError(f"--export {path}: is the study itself, all judgements are in it; give another file")
     if Path(path).suffix.lower() != ".csv":
         return write_jsonl(path, study.records())
     text = io.StringIO()

@@ -15,8 +15,13 @@ from kt.records import Record, read_jsonl
 SHOWN = 3
 _REFUSAL = re.compile(
     r"\W*(i['’]?m sorry|sorry|i apologi[sz]e|unfortunately)?\W*(but\W+)?"
-    r"(as an ai\b|(i['’]?m|i am) (not able|unable)\b|i (cannot|can['’]?t|can not|won['’]?t|could not|couldn['’]?t)\b"
-    r"|i (do not|don['’]?t) (know|have)\b|i have no (information|knowledge|idea)\b)",
+    r"(as an ai\b|(i['’]?m|i am) (not able|unable) to\b"
+    r"|i (cannot|can['’]?t|can not|won['’]?t|will not|could not|couldn['’]?t)( \w+ly)?( be able to)?"
+    r" (answer|assist|comment|complete|comply|confirm|determine|discuss|find|fulfil|give|help|identify|offer|provide|say|share"
+    r"|tell|verify)\b"
+    r"|i (do not|don['’]?t|did not|didn['’]?t)"
+    r" (know|have (access|any|enough|information|knowledge|data|details|sufficient)|find any)\b"
+    r"|i have no (information|knowledge|idea|data|access)\b)",
     re.I,
 )
 
@@ -32,13 +37,15 @@ def read_answers(name: str, place: str | Path) -> dict[str, Record]:
     path = path / "records.jsonl" if path.is_dir() else path
     found: dict[str, Record] = {}
     for record in read_jsonl(path):
-        if "id" not in record or not isinstance(record.get("answer"), str):
+        name_of = record.get("id")
+        if isinstance(name_of, bool) or not isinstance(name_of, str | int) or not isinstance(record.get("answer"), str):
             raise InputError(f"{path}: a record without id or answer ({', '.join(record)}); expected id, question, answer")
-        if record["id"] in found:
-            raise InputError(f"{path}: two answers for {record['id']}; each question has one")
+        record["id"] = item = str(name_of)  # as items have it
+        if item in found:
+            raise InputError(f"{path}: two answers for {item}; each question has one")
         if "\0" in record["answer"] or len(record["answer"]) > MAX_ANSWER_CHARS:
-            raise InputError(f"{path}: the answer for {record['id']} holds a NUL byte or is over {MAX_ANSWER_CHARS} characters")
-        found[record["id"]] = record
+            raise InputError(f"{path}: the answer for {item} holds a NUL byte or is over {MAX_ANSWER_CHARS} characters")
+        found[item] = record
     if not found:
         raise InputError(f"{path}: no answers of {name}; run `kt generate` first")
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,7 +124,7 @@ def _replayed(config: BuildConfig, cache: Cache) -> Backend:
     """Stand in for the model that filled the cache: its name and revision make the keys, nothing is ever sent."""
     name, revision = config.model, config.revision
     if not config.base_url and Path(config.model).exists():
-        name, revision = model_name(config.model), revision or fingerprint(config.model)[:REVISION_LENGTH]
+        name, revision = model_name(config.model), revision or _served_revision(config)
     elif not revision:
         if not cache.revisions(name, "write") and cache.revisions(
             Path(name).stem, "write"
@@ -186,6 +188,13 @@ def _fallback(config: BuildConfig) -> Endpoint:
     )
 
 
+def _served_revision(config: BuildConfig) -> str:
+    """Return by what a model that `kt` serves is known: its weights, and how the engine was told to compute with them."""
+    told = [config.server.dtype, *config.server.extra_args]
+    how = f"+{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}" if told != ["auto"] else ""
+    return fingerprint(config.model)[:REVISION_LENGTH] + how
+
+
 def _started(config: BuildConfig, log_path: Path, on_wait: Callable[..., Any] | None) -> StartedEndpoint:
     local = Path(config.model).exists()
     if config.offline and not local:
@@ -193,7 +202,7 @@ def _started(config: BuildConfig, log_path: Path, on_wait: Callable[..., Any] | 
     if config.backend == "llama-cpp" and not local:
         raise InputError(f"--model {config.model}: no such file; the llama-cpp backend needs a GGUF file, or give --base-url")
     dialect: Dialect = "vllm" if config.backend == "vllm" else "llama-cpp"
-    revision = config.revision or (fingerprint(config.model)[:REVISION_LENGTH] if local else "")
+    revision = config.revision or (_served_revision(config) if local else "")
     name = model_name(config.model)
 
     def start() -> contextlib.AbstractContextManager[Server]:

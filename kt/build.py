@@ -19,7 +19,7 @@ from kt.errors import InputError
 from kt.intake import take_in
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, check_folder, file_hash, follow, read_jsonl, write_json
+from kt.records import Record, check_folder, file_hash, follow, input_hashes, read_jsonl, write_json
 from kt.scoring import score, score_served
 from kt.side_by_side import side_by_side
 from kt.training_sets import dataset_info, files_of, write_answers, write_pairs
@@ -262,7 +262,7 @@ def _write_manifest(build: Build) -> None:
     manifest = {
         "kind": "build-data",
         "config": settings(build.config),
-        "inputs": {Path(p).name: file_hash(p) for p in build.config.data if p != "-"},
+        "inputs": input_hashes(build.config.data),
         "prompts": {name: prompt.hash for name, prompt in sorted(build.prompts.items())},
         "steps": {s.name: {"read": s.read, "written": s.written, "rejected": s.rejected} for s in steps},
         "sets": build.result.sets,

@@ -277,7 +277,8 @@ class Client:
 
 def unavailable(problem: Unavailable, fallback_allowed: bool) -> Unavailable:
     """Add to a failure what the user can do next."""
-    todo = "start the server (or give --base-url)" + ("" if fallback_allowed else ", or allow --fallback openai")
+    fallback = "" if fallback_allowed else ", or (kt build-data) allow --fallback openai"
+    todo = f"start the server (or give --base-url){fallback}"
     return Unavailable(f"no model answers: {problem}; {todo} and run the same command again: every answer received is kept")
 
 

@@ -216,6 +216,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         loaded = YAML(typ="rt").load(Path(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not a config: lists or keys nested hundreds deep") from error
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)

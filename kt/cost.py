@@ -18,6 +18,7 @@ REFERENCE = "gpt-3.5-turbo"
 """The model of the paper's cost table."""
 
 SUMS = ("answers", "prompt_tokens", "completion_tokens", "seconds", "paid", "at_price", "at_reference")
+_USED = {"model", "completions", "prompt_tokens", "completion_tokens", "cost"}
 CENTS = 6
 """Decimals of a dollar that are kept: a short answer of a cheap model costs a few millionths."""
 
@@ -52,6 +53,10 @@ def run_costs(run: str | Path, reference: str = REFERENCE) -> list[Record]:
     for step, manifest in manifests(run):
         asked = "prompt" in manifest.get("config", {})
         for used in manifest["models"]:
+            if not isinstance(used, dict) or not used.keys() >= _USED:
+                raise InputError(
+                    f"{run}: the manifest of step {step} lacks {', '.join(sorted(_USED))} of a model; run the step again"
+                )
             row = {
                 "step": step,
                 "model": used["model"],

@@ -138,6 +138,8 @@ def _models(folders: tuple[str, ...]) -> list[Finding]:
     findings = []
     for place in [*map(Path, folders), Path("models"), home]:
         if not place.is_dir():
+            if str(place) in folders:
+                findings.append(Finding("model", str(place), "no such folder", "give the folder that your models lie in"))
             continue
         found = sorted({p.parent for p in place.glob("**/config.json")} | set(place.glob("**/*.gguf")))
         findings += [Finding("model", path.name, str(path)) for path in found[:50]]

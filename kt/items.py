@@ -93,6 +93,8 @@ def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as stream:
         if stream.read(3) != b"\xef\xbb\xbf":
             stream.seek(0)
+        if _second_byte(stream) == b"[":  # said before the reader, whose memory grows with depth, walks into it
+            raise InputError(f"{path} item 1: a list, not a record; expected columns {KNOWN_COLUMNS}")
         try:
             for number, raw in enumerate(ijson.items(stream, "item", use_float=True), 1):
                 yield f"{path} item {number}", raw
@@ -100,14 +102,29 @@ def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(_explain_bad_json(path, error)) from error
 
 
+def _second_byte(stream: Any) -> bytes:
+    """Return the first byte after the opening bracket that is no space; the stream stays where it is."""
+    place = stream.tell()
+    for _ in range(2):
+        while (byte := stream.read(1)).isspace():
+            pass
+    stream.seek(place)
+    return bytes(byte)
+
+
 def _explain_bad_json(path: Path, error: Exception) -> str:
     """Say line and column, which the streaming reader does not know."""
     try:
-        json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as exact:
         return f"{path}:{exact.lineno}: not JSON: {exact.msg} (column {exact.colno}); nothing was written"
     except UnicodeDecodeError as exact:
         return f"{path}: not UTF-8 at byte {exact.start}; convert the file to UTF-8"
+    except RecursionError:
+        return f"{path}: lists or records nested hundreds deep; expected columns {KNOWN_COLUMNS}"
+    for number, row in enumerate(rows, 1):
+        if any(isinstance(value, int) and value.bit_length() > 63 for value in (row.values() if isinstance(row, dict) else ())):
+            return f"{path} item {number}: a number of more than 64 bits; write it as text, in quotes"
     return f"{path}: not JSON: {str(error).splitlines()[0]}"
 
 
@@ -124,6 +141,9 @@ class _Names:
 
     def name(self, where: str, given: Any, question: str, answer: str) -> str:
         if given is not None and given != "":
+            if not isinstance(given, str | int) or isinstance(given, bool):
+                kind = type(given).__name__
+                raise InputError(f"{where}: an id that is a {kind}; give text or a whole number of at most 64 bits")
             name = str(given)
             if self.count(f"given:{name}") > 1:
                 raise InputError(f"{where}: the id {name!r} was given to an earlier item too; ids must differ")

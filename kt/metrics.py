@@ -62,6 +62,9 @@ class NoWordNet:
 # ---- BERTScore -------------------------------------------------------------------------------------------------------
 
 
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
+
+
 class Encoder(NamedTuple):
     """A local encoder for BERTScore: its folder, the layer whose vectors count, and how many tokens it takes."""
 
@@ -84,6 +87,11 @@ def read_encoder(folder: str | Path, layer: int | None) -> Encoder:
         ) from error
     if ("t5" in str(path) and "t5" not in kind) or str(path).startswith("scibert"):
         raise InputError(f"--encoder {path}: bert-score takes a path with t5 in it for a T5 model; rename the folder")
+    if not any(path.glob("*.safetensors")) or not any((path / name).exists() for name in _TOKENIZERS):
+        raise InputError(
+            f"--encoder {path}: lacks weights as *.safetensors (pickled ones are not loaded) or a tokenizer"
+            f" ({', '.join(_TOKENIZERS)})"
+        )
     if layer is None and (kind, layers) != ("roberta", 24):
         raise InputError(f"--encoder {path}: a {kind} of {layers} layers; say which of them counts with --encoder-layer N")
     layer = PAPER_LAYER if layer is None else layer

@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,20 @@ def json_list_writer(path: str | Path) -> Iterator[Callable[[bytes], None]]:
 
         yield write
         stream.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+
+
+def input_hashes(places: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of input files by name without folder, so that they are alike on every machine.
+
+    A second file of the same name is NAME-2; "-", standard input, has none.
+    """
+    found: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for place in places:
+        if place != "-":
+            times[name := Path(place).name] += 1
+            found[name if times[name] == 1 else f"{name}-{times[name]}"] = file_hash(place)
+    return found
 
 
 def file_hash(path: str | Path) -> str:

@@ -99,6 +99,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     assert "no annotator's name" in kt(*options, *out, "--annotator", "=cmd").stderr
     study_of(tmp_path).close()
     assert "holds another study" in kt(*options, *out, "--seed", "7").stderr
+    for name in ("judgements.sqlite", "judgements.sqlite-wal"):
+        assert "is the study itself" in kt(*out, "--export", tmp_path / "human" / name).stderr
+    study_of(tmp_path).close()
     (tmp_path / "human/judgements.sqlite").write_bytes(b"rubbish" * 100)
     assert "not a study" in kt(*out, "--agreement").stderr
 

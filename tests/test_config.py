@@ -76,3 +76,10 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         read_yaml(tmp_path)
     with pytest.raises(ConfigError, match="looked at"):
         find_shipped("configs", "no-such.yaml")
+
+
+def test_a_config_nested_out_of_reason_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("data: " + "[" * 5000)
+    with pytest.raises(ConfigError, match="nested hundreds deep"):
+        read_yaml(path)

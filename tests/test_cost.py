@@ -96,3 +96,16 @@ def test_what_it_says(built: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         run_costs(tmp_path)
+
+
+def test_one_run_given_twice_counts_once_and_no_cache_is_no_saving(built: Path, tmp_path: Path) -> None:
+    done = kt(built / "a", f"{built}/b/../a", "--cache", tmp_path / "none.sqlite")
+    assert f"made of {CALLS:,} answers" in done.stdout
+    assert "a rerun takes" not in done.stdout
+
+
+def test_a_manifest_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"step": "extract", "models": [{"model": "m"}]}')
+    done = kt(tmp_path)
+    assert done.returncode == 1
+    assert "the manifest of step . lacks completion_tokens, completions, cost" in done.stderr

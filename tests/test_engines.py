@@ -187,3 +187,23 @@ def test_difficulty_by_the_served_models_own_perplexity(
     same_tree(tmp_path / "served", tmp_path / "again")
     assert kt(*replay, "--scorer", tiny_llama, "--out", tmp_path / "again-local").returncode == 0
     same_tree(tmp_path / "local", tmp_path / "again-local")
+
+
+def test_how_an_engine_computes_is_part_of_the_key(tmp_path: Path) -> None:
+    from kt.backends import writers
+    from kt.cache import Cache
+    from kt.config import BuildConfig
+
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF, and weights")
+    servers: list[dict[str, Any]] = [{}, {"dtype": "float16"}, {"extra_args": ["--quantization", "fp8"]}, {"max_model_len": 9}]
+    with Cache(tmp_path / "c.sqlite") as cache:
+        revisions = []
+        for server in servers:
+            config = {"data": ["x"], "out": str(tmp_path), "model": str(model), "backend": "llama-cpp", "server": server}
+            asked = [BuildConfig.model_validate({**config, "backend": backend}) for backend in ("llama-cpp", "replay")]
+            live, replay = (writers(one, cache, tmp_path / "log")[0].revision for one in asked)
+            assert live == replay
+            revisions.append(live)
+    assert revisions[3] == revisions[0]
+    assert len(set(revisions)) == 3

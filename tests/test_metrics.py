@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,8 @@ def test_roberta_large_is_read_at_the_papers_layer(tmp_path: Path) -> None:
     (tmp_path / "roberta").mkdir()
     text = '{"model_type": "roberta", "num_hidden_layers": 24, "max_position_embeddings": 514, "pad_token_id": 1}'
     (tmp_path / "roberta/config.json").write_text(text)
+    for name in ("model.safetensors", "vocab.json"):
+        (tmp_path / "roberta" / name).touch()
     found = read_encoder(tmp_path / "roberta", None)
     assert (found.layer, found.longest) == (17, 512)
     (tmp_path / "set5").mkdir()
@@ -209,3 +212,14 @@ def test_a_machine_without_wordnet_or_with_it_is_told_apart(tmp_path: Path, monk
     place.rename(tmp_path / "nltk/corpora/wordnet")
     monkeypatch.setenv("NLTK_DATA", os.pathsep.join([str(tmp_path / "none"), str(tmp_path / "nltk")]))
     assert find_wordnet() == tmp_path / "nltk/corpora/wordnet"
+
+
+@pytest.mark.parametrize("lacking", ["model.safetensors", "tokenizer.json"])
+def test_an_encoder_without_weights_or_tokenizer_is_an_error(encoder: Path, tmp_path: Path, lacking: str) -> None:
+    shutil.copytree(encoder, tmp_path / "e")
+    (tmp_path / "e" / "pytorch_model.bin").write_bytes(b"pickle")
+    for path in (tmp_path / "e").iterdir():
+        if path.name == lacking or (lacking == "tokenizer.json" and path.name.startswith("vocab")):
+            path.unlink()
+    with pytest.raises(InputError, match=r"lacks weights as \*\.safetensors .* or a tokenizer"):
+        read_encoder(tmp_path / "e", 2)

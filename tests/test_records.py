@@ -12,7 +12,7 @@ import pytest
 
 from kt.errors import InputError, OutputError
 from kt.items import read_items
-from kt.records import atomic_file, follow, json_list_writer, read_jsonl, write_jsonl
+from kt.records import atomic_file, file_hash, follow, input_hashes, json_list_writer, read_jsonl, write_jsonl
 
 ROWS: dict[str, list[Any]] = {
     "alpaca": [{"instruction": "Q?", "input": "", "output": "An answer."}],
@@ -90,6 +90,13 @@ def test_repeats_are_kept_and_numbered(tmp_path: Path) -> None:
         ('[{"text": "a", "label": 1}]', "columns text, label; expected"),
         ('["a"]', "item 1: a str, not a record"),
         ('[{"id": 1, "question": "a", "answer": "b"}, {"id": 1, "question": "c", "answer": "d"}]', "item 2: the id '1'"),
+        ("[" * 100_000, "item 1: a list, not a record"),
+        (
+            '[{"question": "a", "answer": "b"}, {"id": 18446744073709551616, "question": "a", "answer": "b"}]',
+            "item 2: a number",
+        ),
+        ('{"id": 18446744073709551616, "question": "a", "answer": "b"}', "an id that is a float"),
+        ('{"id": ["a"], "question": "a", "answer": "b"}', "an id that is a list"),
         (b'[{"question": "\xff\xfe", "answer": "b"}]', "UTF-8"),
         (b'{"question": "a\x00", "answer": "b"}', ":1: not JSON"),
     ],
@@ -146,6 +153,17 @@ def test_an_unwritable_place_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_jsonl(tmp_path / "file" / "x.jsonl", [{}])
+
+
+def test_two_inputs_of_one_name_are_two_inputs(tmp_path: Path) -> None:
+    places = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "qa.json").write_text(folder)
+        places.append(str(tmp_path / folder / "qa.json"))
+    hashes = input_hashes([*places, "-"])
+    assert hashes == {"qa.json": file_hash(places[0]), "qa.json-2": file_hash(places[1])}
+    assert len(set(hashes.values())) == 2
 
 
 def test_files_are_read_side_by_side() -> None:

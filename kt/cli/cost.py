@@ -33,8 +33,9 @@ def cost(runs: tuple[str, ...], cache: str, reference: str, as_json: bool, quiet
     """
     from kt.cost import report
 
+    different = list({Path(run).resolve(): run for run in runs}.values())
     with _opened(cache, needed=not runs) as opened:
-        told = report(runs, opened, reference)
+        told = report(different, opened, reference)
     if as_json:
         options.print_json(told)
         return
@@ -86,4 +87,7 @@ def _last_line(told: dict[str, Any]) -> str:
         return f"{told['cache']['total']['answers']:,} answers for ${told['cache']['total']['paid']:,.2f}; {would}"
     again = told["saved"]["from_cache"]
     second = f", of which at least {again:,} a second time" if again else ""
-    return f"a rerun takes {told['saved']['answers']:,} answers from the cache{second} and sends none; {would}"
+    answers = f"{told['saved']['answers']:,} answers"
+    if not told["cache"]:
+        return f"made of {answers}; {would}"
+    return f"a rerun takes {answers} from the cache{second} and sends none; {would}"
