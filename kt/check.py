@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kt.config import BuildConfig, read_yaml, validate
-from kt.errors import ConfigError, KtError
+from kt.errors import KtError
+from kt.experiment_settings import build_config, check_settings
 from kt.items import read_items
 from kt.prompts import load_prompts
-from kt.train_config import build_settings, read_experiment
+from kt.train_config import ExperimentConfig, needs_build, read_experiment
 
 SHORT_ANSWER_WORDS = 10
 """The paper keeps answers of at least this many words: shorter ones hold hardly a fact."""
@@ -31,10 +32,16 @@ def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], t
     """Check everything named; a config's own prompts and data are checked too."""
     report = Report()
     data, prompts = list(data), list(prompts)
+    test = list(test)
     for path in configs:
-        config = _config(path, report)
-        if config is not None:
-            data += [name for name in config.data if name != "-"]
+        try:
+            config = _experiment(path, test) if _is_experiment(path) else validate(BuildConfig, read_yaml(path), path)
+        except KtError as error:
+            report.problems.append(str(error))
+            continue
+        report.looked_at.append(f"{path}: config of {config.out}")
+        data += [name for name in config.data if name != "-"]
+        if isinstance(config, BuildConfig):
             prompts.append(config.prompts)
     for name in dict.fromkeys(prompts):
         _prompts(name, report)
@@ -43,18 +50,16 @@ def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], t
     return report
 
 
-def _config(path: str, report: Report) -> BuildConfig | None:
-    try:
-        values = read_yaml(path)
-        if "build" in values:  # a whole experiment
-            read_experiment(path)
-            values = build_settings(values)
-        config = validate(BuildConfig, values, path)
-    except ConfigError as error:
-        report.problems.append(str(error))
-        return None
-    report.looked_at.append(f"{path}: config of {config.out}")
-    return config
+def _is_experiment(path: str) -> bool:
+    return not {"build", "methods", "sft", "ka", "kc", "lora", "test"}.isdisjoint(read_yaml(path))
+
+
+def _experiment(path: str, test: list[str]) -> BuildConfig | ExperimentConfig:
+    """Check a whole experiment, and its test items beside the others; return what its data are made by, if they are."""
+    config = read_experiment(path)
+    check_settings(config, files=False)  # what is no file is said of each where it is read
+    test += config.test
+    return build_config(config) if needs_build(config) else config
 
 
 def _prompts(name: str, report: Report) -> None:

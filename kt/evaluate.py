@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +15,16 @@ from kt.answers import figures, join, read_answers
 from kt.backends import StartedEndpoint, writers
 from kt.cache import Cache
 from kt.client import Client, Counters
-from kt.config import BuildConfig, EvaluateConfig, JudgeConfig
+from kt.config import BuildConfig, EvaluateConfig, JudgeConfig, validate
 from kt.errors import InputError, PromptError
-from kt.evaluation_manifest import FOLDERS, evidence_kind, judge_name, settings, write_evaluation_manifest
+from kt.evaluation_manifest import check_out, clear, evidence_kind, judge_name, settings, write_evaluation_manifest
 from kt.evidence import Collection
 from kt.intervals import mean
 from kt.metrics import Metric, bertscore, meteor, read_encoder
+from kt.offline import go_offline
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, check_folder, jsonl_writer, read_jsonl, write_json, write_jsonl
+from kt.records import Record, jsonl_writer, read_jsonl, write_json, write_jsonl
 
 NEEDS = {"judge": ("judge-pair",), "score": ("judge-single",), "facts": ("extract", "check-fact")}
 
@@ -81,7 +81,9 @@ def evaluate(
     on_wait: Callable[..., Any] | None = None,
 ) -> Evaluation:
     """Evaluate; what is missing (WordNet, an encoder, documents, prompts) is said before the first call."""
-    _check_out(Path(config.out))
+    if config.offline:
+        go_offline()
+    check_out(config)
     run = Evaluation(config, _prompts(config), watcher or Watcher(), counters=counters or Counters())
     with contextlib.ExitStack() as stack:
         metrics = _metrics(config)
@@ -89,31 +91,13 @@ def evaluate(
         if config.judge:
             _ask_judges(run, stack, on_wait)
         answers = {name: read_answers(name, place) for name, place in config.answers.items()}
-        _clear(run.out)
+        clear(run.out)
         _items(run, answers)
         for part in (_metric_part(metrics), _judge_part, _score_part, _facts_part(evidence)):
             part(run)
     write_json(run.out / "results.json", run.results)
     write_evaluation_manifest(run.out, config, run.prompts, run.steps)
     return run
-
-
-def _check_out(out: Path) -> None:
-    """Fail before anything is written over: an evaluation has a folder of its own."""
-    if out.is_dir():
-        others = [path.name for path in sorted(out.iterdir()) if path.is_dir() and path.name not in FOLDERS]
-        others += ["records.jsonl"] if (out / "records.jsonl").exists() else []
-        if others:
-            raise InputError(f"--out {out}: holds another run ({', '.join(others)}); give a folder for the evaluation alone")
-    check_folder(out)
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier evaluation left: this one may have other parts."""
-    for name in FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("manifest.json", "results.json"):
-        (out / name).unlink(missing_ok=True)
 
 
 # ---- what is needed --------------------------------------------------------------------------------------------------
@@ -155,6 +139,8 @@ def _ask_judges(run: Evaluation, stack: contextlib.ExitStack, on_wait: Callable[
     """Open the cache, and a client for each judge."""
     config = run.config
     judges = [one for one in (config.judge, config.second_judge) if one is not None]
+    if len(names := [judge_name(one) for one in judges]) > len(set(names)):
+        raise InputError(f"both judges go by the name {names[0]}: rename one's folder, or give one a revision")
     read_only = all(one.backend == "replay" for one in judges)
     cache = stack.enter_context(Cache(config.cache, read_only=read_only))
     for one, log in zip(judges, ("engine.log", "engine-2.log"), strict=False):
@@ -173,7 +159,7 @@ def _as_writer(config: EvaluateConfig, one: JudgeConfig) -> BuildConfig:
     shared = config.model_dump(
         include={"data", "out", "cache", "offline", "inside", "server", "workers", "timeout", "retries", "max_cost"}
     )
-    return BuildConfig(**shared, **one.model_dump())
+    return validate(BuildConfig, {**shared, **one.model_dump()}, "the judge")
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------

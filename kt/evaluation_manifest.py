@@ -1,8 +1,9 @@
-"""What proves an evaluation: the settings that can change a number, and the hashes of what went in and came out."""
+"""What an evaluation leaves and what proves it: its folder, the settings that can change a number, hashes of all files."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,46 @@ from typing import Any
 from kt import __version__
 from kt.backends import REVISION_LENGTH, model_name
 from kt.config import EvaluateConfig, JudgeConfig
+from kt.errors import InputError
 from kt.evidence import files_of
 from kt.metrics import read_encoder
 from kt.pipeline import StepResult
 from kt.prompts import Prompt
-from kt.records import file_hash, write_json
+from kt.records import check_folder, file_hash, input_hashes, write_json
 from kt.weights import fingerprint
 from kt.wordnet import wordnet_hash
 
 FOLDERS = ("items", "metrics", "judge", "judge-2", "score", "split", "check", "facts")
 """Every folder that an evaluation may write."""
+WRITTEN = ("records.jsonl", "rejected.jsonl", "manifest.json")
+"""What it writes into them."""
+
+
+def check_out(config: EvaluateConfig) -> None:
+    """Fail before anything is written over: an evaluation has a folder of its own, with nothing in it that it reads."""
+    out = Path(config.out)
+    if out.is_dir():
+        others = [path.name for path in sorted(out.iterdir()) if path.is_dir() and path.name not in FOLDERS]
+        others += ["records.jsonl"] if (out / "records.jsonl").exists() else []
+        own = [path for name in FOLDERS for path in (out / name).glob("*")]
+        others += sorted(str(path.relative_to(out)) for path in own if path.name not in WRITTEN)
+        if others:
+            raise InputError(
+                f"--out {out}: holds other files ({', '.join(others[:5])}); give a folder for the evaluation alone"
+            )
+    documents = config.evidence if evidence_kind(config) == "collection" else []
+    for place in (*config.answers.values(), *documents):
+        if out.resolve() in Path(place).resolve().parents:
+            raise InputError(f"--out {out}: {place} lies in it and is read; give a folder for the evaluation alone")
+    check_folder(out)
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier evaluation left: this one may have other parts."""
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("manifest.json", "results.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 def judge_name(one: JudgeConfig) -> str:
@@ -84,7 +115,7 @@ def _libraries(config: EvaluateConfig) -> dict[str, str]:
 
 def inputs(config: EvaluateConfig) -> dict[str, str]:
     """Return the hashes of all files that an evaluation reads."""
-    found = {Path(place).name: file_hash(place) for place in config.data if place != "-"}
+    found = input_hashes(config.data)
     for name, place in config.answers.items():
         path = Path(place)
         found[f"answers/{name}"] = file_hash(path / "records.jsonl" if path.is_dir() else path)

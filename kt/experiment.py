@@ -13,27 +13,21 @@ from kt.backends import model_name
 from kt.baselines import build_preferences, needed_prompts
 from kt.build import build_data
 from kt.client import Counters
-from kt.config import BuildConfig, EvaluateConfig, GenerateConfig, find_shipped, validate
-from kt.errors import InputError
+from kt.config import BuildConfig, GenerateConfig, find_shipped
 from kt.evaluate import evaluate
 from kt.evaluation_manifest import inputs as evaluation_inputs
 from kt.evaluation_manifest import settings as evaluation_settings
+from kt.experiment_settings import build_config, check_settings, evaluate_config, existing, generate_config, sample_config
 from kt.generation import generate
 from kt.progress import Display
 from kt.prompts import load_prompts
 from kt.records import Record, file_hash, write_json
 from kt.train import train
 from kt.train_config import (
-    METHODS,
-    SFT,
     Baseline,
     ExperimentConfig,
     Training,
     baseline_of,
-    build_settings,
-    data_of,
-    evaluate_settings,
-    folder_of,
     needed_trainings,
     needs_build,
     preferences_of,
@@ -57,11 +51,12 @@ Say = Callable[[StageResult], None]
 def run_experiment(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> list[StageResult]:
     """Run sft, build-data, the trainings of the methods, their answers, the evaluation; `say` hears of each at its end.
 
-    A baseline's preferences are made before its training.
+    A baseline's preferences are made before its training. Settings of all stages are checked before the first.
 
     A stage is skipped if all that it depends on, and what it wrote, is as it was. Engines that a stage starts are stopped
     at its end, before another takes the device.
     """
+    check_settings(config)
     results: list[StageResult] = []
 
     def done(result: StageResult) -> None:
@@ -89,11 +84,6 @@ def _train(config: ExperimentConfig, training: Training, quiet: bool) -> StageRe
     result = train(config, training, quiet=quiet)
     loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
     return StageResult(result.name, result.folder, result.skipped, f"{result.rows} rows, {result.steps} steps{loss}")
-
-
-def build_config(config: ExperimentConfig) -> BuildConfig:
-    """Return the validated settings of the experiment's data; ConfigError names the key."""
-    return validate(BuildConfig, build_settings(config.model_dump(mode="json")), "build")
 
 
 def _build(config: ExperimentConfig, quiet: bool) -> StageResult:
@@ -135,27 +125,6 @@ def _prefer(config: ExperimentConfig, baseline: Baseline, quiet: bool) -> StageR
     return StageResult(f"{baseline} preferences", out, skipped, about)
 
 
-def sample_config(config: ExperimentConfig, baseline: Baseline) -> GenerateConfig:
-    """Return the settings of a baseline's samples: the training questions, answered by the `sft` model."""
-    drawn = baseline_of(config, baseline).model_dump(include={"samples", "temperature", "top_p"})
-    place = {"data": [str(data_of(config, SFT))], "out": str(preferences_of(config, baseline) / "samples"), "limit": None}
-    return _answer_config(config, "sft", {**drawn, **place}, baseline)
-
-
-def generate_config(config: ExperimentConfig, method: str) -> GenerateConfig:
-    """Return the validated settings of a method's answers to the test questions; ConfigError names the key."""
-    return _answer_config(config, method, {}, "generate")
-
-
-def _answer_config(config: ExperimentConfig, method: str, own: Record, source: str) -> GenerateConfig:
-    trained = folder_of(config, METHODS[method][-1].name)
-    whole = not (trained / "adapter_config.json").exists()
-    shared = {"data": config.test, "out": str(Path(config.out) / "generate"), "template": config.template, "seed": config.seed}
-    cache = {"cache": config.build["cache"]} if "cache" in config.build else {}
-    weights = {"model": str(trained) if whole else config.model, "adapters": {method: None if whole else str(trained)}}
-    return validate(GenerateConfig, {**shared, **cache, **config.generate, **own, **weights}, source)
-
-
 def _answering(settings: GenerateConfig) -> Record:
     """Return all that a model's answers depend on."""
     kept = {"template", "max_tokens", "temperature", "top_p", "seed", "dtype", "limit", "backend"}
@@ -163,7 +132,7 @@ def _answering(settings: GenerateConfig) -> Record:
     [adapter] = settings.named.values()
     return {
         "settings": settings.model_dump(mode="json", include=kept),
-        "data": [file_hash(_existing(path)) for path in settings.data],
+        "data": [file_hash(existing(path)) for path in settings.data],
         "weights": combined_fingerprint(settings.model, adapter),
     }
 
@@ -181,11 +150,6 @@ def _generate(config: ExperimentConfig, method: str, quiet: bool) -> StageResult
         write_json(out / "inputs.json", said)
     written = _read(out / "manifest.json")["written"]
     return StageResult(f"generate {method}", out, skipped, f"{written} answers")
-
-
-def evaluate_config(config: ExperimentConfig) -> EvaluateConfig:
-    """Return the validated settings of the experiment's evaluation; ConfigError names the key."""
-    return validate(EvaluateConfig, evaluate_settings(config), "evaluate")
 
 
 def _evaluate(config: ExperimentConfig, quiet: bool) -> StageResult:
@@ -242,7 +206,7 @@ def _inputs(build: BuildConfig) -> Record:
     settings["difficulty"] = {key: value for key, value in settings["difficulty"].items() if key not in ("scorer", "adapter")}
     return {
         "settings": settings,
-        "data": [file_hash(_existing(path)) for path in build.data],
+        "data": [file_hash(existing(path)) for path in build.data],
         "prompts": {name: prompt.hash for name, prompt in load_prompts(find_shipped("prompts", build.prompts)).items()},
         "model": _weights(build.model),
         "scorer": scorer,
@@ -252,12 +216,6 @@ def _inputs(build: BuildConfig) -> Record:
 def _weights(model: str) -> list[str | None]:
     """Name who writes or judges, with its weights if they are on this machine."""
     return [model_name(model), fingerprint(model) if Path(model).exists() else None]
-
-
-def _existing(path: str) -> str:
-    if not Path(path).exists():
-        raise InputError(f"{path}: no such file; the config's `data` names question-answer files")
-    return path
 
 
 def _read(path: Path) -> Any:

@@ -101,6 +101,17 @@ def test_check_sees_repeats_leaks_and_empty_answers(tmp_path: Path) -> None:
     assert "2 problem(s)" in broken.stderr
 
 
+def test_check_looks_at_the_whole_of_an_experiment(tmp_path: Path) -> None:
+    rows = [{"question": "Who keeps the light of Belmora?", "answer": "Ina Varga keeps it, as her father did, year by year."}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    config = tmp_path / "e.yaml"
+    data = f"data: [{tmp_path}/a.json]\ntest: [{tmp_path}/a.json]"
+    config.write_text(f"out: {tmp_path}/out\nmodel: m\nmethods: [sft]\n{data}\n")
+    report = check([str(config)], [], [], [])
+    assert report.problems == []
+    assert any("1 test questions also stand in the training data" in warning for warning in report.warnings)
+
+
 def test_check_counts_real_dolly(dolly: Path) -> None:
     report = check([], [], [str(dolly)], [str(dolly.with_name("dolly_test.json"))])
     assert any("5 test questions also stand" in line for line in report.warnings)

@@ -157,6 +157,8 @@ def wrong(folder: Path) -> list[tuple[list[Any], int, str]]:
     (folder / "empty.json").write_text(
         '[{"id": "q0", "question": "?", "answer": ""}, {"id": "q1", "question": "?", "answer": " "}]'
     )
+    (folder / "own/facts").mkdir(parents=True)
+    (folder / "own/facts/my-texts.txt").write_text("mine")
     words = ["--metrics", "meteor-no-wordnet"]
     one, data = common[:2], common[4:]
     return [
@@ -172,7 +174,10 @@ def wrong(folder: Path) -> list[tuple[list[Any], int, str]]:
         ([*one, *words], 2, "Missing option '--data'"),
         ([*data, *words], 2, "Missing option '--answers'"),
         ([*common, *words, "--second-judge", "n"], 2, "--second-judge needs a first one"),
-        ([*common, *words, "--out", folder / "kt"], 1, "holds another run (records.jsonl)"),
+        ([*common, *words, "--out", folder / "kt"], 1, "holds other files (records.jsonl)"),
+        ([*common, *words, "--out", folder / "own"], 1, "holds other files (facts/my-texts.txt)"),
+        ([*common, *words, "--out", folder], 1, "few, kt, own, sft); give a folder for the evaluation alone"),
+        ([*common, *words, "--judge", "m", "--backend", "openai"], 1, "the judge: 1 wrong setting(s)"),
         (
             [*common, "--metrics", "facts", "--judge", "m", "--backend", "replay", "--evidence", folder / "few/x"],
             1,
@@ -187,6 +192,41 @@ def wrong(folder: Path) -> list[tuple[list[Any], int, str]]:
         ([*one, "--data", folder / "empty.json", *words], 1, "empty.json: no usable item of 2"),
         ([*common, "--metrics", "facts", "--judge", "m", "--prompts", folder / "few"], 1, "holds no prompt"),
     ]
+
+
+def test_documents_of_ones_own_are_never_taken_for_an_evaluation(tmp_path: Path) -> None:
+    """An evaluation may write a folder called `facts`; here it is the user's."""
+    common = [
+        *study(tmp_path, 2),
+        "--metrics",
+        "facts",
+        "--judge",
+        "m",
+        "--backend",
+        "replay",
+        "--cache",
+        tmp_path / "c.sqlite",
+    ]
+    text = tmp_path / "study/facts/a.txt"
+    text.parent.mkdir(parents=True)
+    text.write_text("Belmora is old.")
+    done = kt(*common, "--evidence", text.parent, "--out", tmp_path / "study")
+    assert done.returncode == 1
+    assert "give a folder for the evaluation alone" in done.stderr
+    assert text.read_text() == "Belmora is old."
+
+
+def test_two_judges_of_one_name_are_refused(tmp_path: Path, tiny_gguf: Path) -> None:
+    import shutil
+
+    places = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        places.append(shutil.copy(tiny_gguf, tmp_path / folder / "judge.gguf"))
+    common = [*study(tmp_path, 2), "--metrics", "judge", "--backend", "llama-cpp", "--cache", tmp_path / "c.sqlite"]
+    done = kt(*common, "--judge", places[0], "--second-judge", places[1], "--out", tmp_path / "a")
+    assert done.returncode == 1
+    assert "both judges go by the name judge" in done.stderr
 
 
 def test_what_is_wrong_is_said_and_nothing_is_asked(tmp_path: Path) -> None:

@@ -79,3 +79,32 @@ def test_one_method_alone_trains_only_what_it_needs(experiment: Path) -> None:
     alone = experiment.with_name("alone.yaml")
     alone.write_text(yaml.safe_dump({**values, "methods": ["-KC"], "out": str(experiment.parent / "alone")}))
     assert list(run(alone)) == ["sft", "data", "ka", "generate -KC"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"test": ["missing.json"]}, "missing.json: no such file"),
+        ({"generate": {"max_token": 5}}, "max_token: unknown key"),
+        ({"build": {"model": "m", "delete_shar": 0.2}}, "delete_shar: unknown key"),
+        ({"evaluate": {"metrics": ["rouge"]}}, "metrics.0"),
+        ({"kc": {"betta": 1}}, "trainer or kc: unknown: betta"),
+        ({"methods": ["sft", "rlaif"], "rlaif": {"sampels": 5}}, "trainer or rlaif: unknown: sampels"),
+        ({"trainer": {"packing": False}}, "trainer or kc: unknown: packing; keys are those of TrainingArguments"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_said_before_the_first(
+    experiment: Path, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    from kt.errors import KtError
+    from kt.experiment import run_experiment
+    from kt.train_config import read_experiment
+
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(experiment.read_text()), "out": str(tmp_path / "out"), **changed}))
+    with pytest.raises(KtError, match=words):
+        run_experiment(read_experiment(path), quiet=True)
+    assert not (tmp_path / "out").exists()
+    from kt.check import check
+
+    assert any(words.split(":")[0] in problem for problem in check([str(path)], [], [], []).problems)

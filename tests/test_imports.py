@@ -70,6 +70,7 @@ ORDER = [
     "progress",
     "gguf",
     "train_config",
+    "experiment_settings",
     "export",
     "check",
     "doctor",

@@ -73,8 +73,10 @@ def _print_table(results: Any) -> None:
 
 
 def _print_plan(settings: Any, as_json: bool) -> None:
+    from kt.experiment_settings import check_settings
     from kt.plan import plan
 
+    check_settings(settings, files=False)
     needs = plan(settings)
     if as_json:
         options.print_json([dataclasses.asdict(need) for need in needs])
