@@ -22,6 +22,7 @@ ENGINES = {
     "torch": (("torch",), "pip install 'kt[train]'"),
     "trl": (("trl",), "pip install 'kt[train]'"),
     "peft": (("peft",), "pip install 'kt[train]'"),
+    "deepspeed": (("deepspeed",), "pip install 'kt[deepspeed]'  (only for trainer: {deepspeed: ...})"),
     "ray": (("ray",), "pip install 'kt[ray]'"),
     "nltk": (("nltk",), "pip install 'kt[eval]'"),
     "bert-score": (("bert-score",), "pip install 'kt[eval]'"),

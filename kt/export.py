@@ -18,7 +18,7 @@ from kt.gguf import check_convertible, write_gguf
 from kt.models import DTYPES, is_out_of_memory, load, load_tokenizer
 from kt.records import output_error, write_json
 from kt.template import alpaca_chat_template
-from kt.weights import TOKENIZER, check_base, fingerprint
+from kt.weights import TOKENIZER, check_base, fingerprint, trained_template
 
 KEPT = (*TOKENIZER, "generation_config.json")
 """Files of the base that go along as they are: saved anew, a tokenizer may come out differently."""
@@ -59,20 +59,26 @@ def export(
         check_base(model, adapter)
     with _draft(out) as draft:
         saved = _merge(model, adapter, draft, dtype)
-        if template == "alpaca" or (template == "auto" and _trained_with(adapter) == "alpaca"):
+        if template == "alpaca" or (template == "auto" and trained_template(adapter or model) == "alpaca"):
             _write_alpaca(draft)
         print_of = _describe(draft, model, adapter, saved)
-    if gguf is not None:
-        with _draft(Path(gguf)) as file:
-            write_gguf(out, file, gguf_dtype)
+        if gguf is not None:
+            with _draft(Path(gguf)) as file:
+                write_gguf(draft, file, gguf_dtype, name=out.name)
     return ExportResult(out, Path(gguf) if gguf else None, saved, print_of)
 
 
 def _check_places(out: Path, gguf: Path | None) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if os.path.isfile(out) or (os.path.isdir(out) and any(out.iterdir())):
         raise InputError(f"--out {out}: not empty; give a new folder, or remove what is there")
-    if gguf is not None and gguf.exists():
+    if gguf is not None and os.path.lexists(gguf):
         raise InputError(f"--gguf {gguf}: exists; give another name, or remove it")
+    if gguf is not None and out.resolve() in (gguf.resolve(), *gguf.resolve().parents):
+        raise InputError(f"--gguf {gguf}: must lie outside the folder --out {out}")
+    for option, target in (("--out", out), *((("--gguf", gguf),) if gguf else ())):
+        above = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise OutputError(f"{option} {target}: cannot be written: {above} is no folder to write in")
 
 
 @contextlib.contextmanager
@@ -92,9 +98,9 @@ def _draft(target: Path) -> Iterator[Path]:
     except SafetensorError as error:  # its own name for a full disk
         raise OutputError(f"{target}: cannot be written: {error}; free some space, or choose another --out") from error
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        draft.unlink(missing_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):  # said above, if it matters
+            draft.unlink()
 
 
 def _merge(model: Path, adapter: str | Path | None, target: Path, dtype: str) -> str:
@@ -124,15 +130,6 @@ def _merge(model: Path, adapter: str | Path | None, target: Path, dtype: str) ->
     for weights in target.glob("*.safetensors"):  # safetensors makes them readable by their owner alone
         weights.chmod((target / "config.json").stat().st_mode)
     return name
-
-
-def _trained_with(adapter: str | Path | None) -> str | None:
-    """Return the template of the training that made an adapter, or None if `kt train` did not."""
-    try:
-        found = json.loads((Path(str(adapter)) / "manifest.json").read_bytes())["inputs"]["settings"]["template"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return str(found)
 
 
 def _write_alpaca(folder: Path) -> None:

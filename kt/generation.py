@@ -24,7 +24,7 @@ from kt.pipeline import Step, StepResult, Watcher, run_step
 from kt.records import Record, check_folder, read_jsonl
 from kt.request import Completion, Request, plain_params
 from kt.template import render_prompt
-from kt.weights import check_base, combined_fingerprint
+from kt.weights import check_base, combined_fingerprint, trained_template
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank may be."""
@@ -159,6 +159,12 @@ def _check_local(config: GenerateConfig) -> None:
             raise InputError(f"--adapter {name}={adapter}: no adapter_config.json there; train one with `kt train`")
         if adapter is not None:
             check_base(config.model, adapter)
+        trained = trained_template(adapter or config.model)
+        if trained not in (None, config.template):
+            raise InputError(
+                f"{adapter or config.model} was trained with the template {trained}, not {config.template}:"
+                f" give --template {trained}"
+            )
 
 
 def _identity(config: GenerateConfig, adapter: str | None) -> tuple[str, str]:

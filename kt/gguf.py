@@ -26,8 +26,10 @@ _LAYER = {
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(folder: str | Path, target: str | Path, dtype: str = "f16") -> None:
+def write_gguf(folder: str | Path, target: str | Path, dtype: str = "f16", *, name: str | None = None) -> None:
     """Convert a Llama folder to GGUF: matrices in `dtype` (f16 or f32), norms in f32, tokenizer and chat template inside.
+
+    `name` is what the file calls the model: the folder's name unless said.
 
     Raises InputError for another architecture, a tokenizer other than SentencePiece or GPT-2's BPE, or missing files.
     """
@@ -37,10 +39,10 @@ def write_gguf(folder: str | Path, target: str | Path, dtype: str = "f16") -> No
     config = check_convertible(folder, dtype)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(str(target), "llama")
-    _write_shape(writer, config, folder.name, dtype)
+    _write_shape(writer, config, name or folder.name, dtype)
     _write_tokenizer(writer, folder, config)
-    for name, tensor in _tensors(folder, config, dtype):
-        writer.add_tensor(name, tensor)
+    for place, tensor in _tensors(folder, config, dtype):
+        writer.add_tensor(place, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,6 +94,8 @@ def _write_shape(writer: Any, config: dict[str, Any], name: str, dtype: str) -> 
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(_head_size(config))  # else llama.cpp takes hidden size / heads
+    writer.add_value_length(_head_size(config))
     writer.add_rope_dimension_count(_head_size(config))
     writer.add_rope_freq_base(_rope_theta(config))
     writer.add_vocab_size(config["vocab_size"])

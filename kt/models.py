@@ -1,5 +1,6 @@
 """A local Hugging Face model, with an adapter or without: from files on this machine only, never from pickles."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,8 +152,8 @@ def _torch() -> Any:
 
 
 def _check_folder(path: Path, config: str, pickles: str) -> None:
-    if not path.is_dir():
-        hint = "transformers models are folders" if path.is_file() else "no such folder"
+    if not os.path.isdir(path):  # unlike Path.is_dir, false for a name that is too long
+        hint = "transformers models are folders" if os.path.isfile(path) else "no such folder"
         raise InputError(f"no model at {path}: {hint}; give a folder with {config} and *.safetensors")
     if not (path / config).is_file():
         raise InputError(f"{path} has no {config}" + _other_kind(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,10 +66,7 @@ def shape_of(model: str) -> Shape:
     """Read a model's size from its config.json, or from its name (`Llama-2-7b-hf`) where it is not on this machine."""
     path = Path(model) / "config.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        found = found.get("text_config", found)
-        numbers = (found["num_hidden_layers"], found["hidden_size"], found["vocab_size"], found["intermediate_size"])
-        return _shape(*numbers, tied=bool(found.get("tie_word_embeddings")))
+        return _shape_in(path)
     named = re.search(r"(\d+(?:\.\d+)?)b", Path(model).name.lower())
     if named is None:
         raise InputError(f"{model}: not on this machine, and its name does not tell its size: give a folder with config.json")
@@ -78,6 +76,18 @@ def shape_of(model: str) -> Shape:
     return Shape(
         billions * 1e9, shape.layers, round(shape.hidden * scale**0.5), shape.vocabulary, round(shape.intermediate * scale**0.5)
     )
+
+
+def _shape_in(path: Path) -> Shape:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        found = found.get("text_config", found)
+        numbers = [int(found[key]) for key in ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size")]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as a model's config: {error}; copy or save the model again") from None
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}: not the config of a language model as transformers saves it") from None
+    return _shape(*numbers, tied=bool(found.get("tie_word_embeddings")))
 
 
 def _shape(layers: int, hidden: int, vocabulary: int, intermediate: int, *, tied: bool = False) -> Shape:
@@ -106,9 +116,9 @@ def _need(config: ExperimentConfig, training: Training, shape: Shape, items: int
     per_row = min(config.max_length, prompt + answer) if training.stage != "kc" else prompt + answer * (1 + pairs / len(shared))
     tokens = lines * per_row * settings["num_train_epochs"]
     widest = prompt + answer * (1 + max(shared)) if training.stage == "kc" else per_row
-    lines_at_once = max(1.0, settings["per_device_train_batch_size"] / (max(shared) if training.stage == "kc" else 1))
+    whole_items = math.ceil(settings["per_device_train_batch_size"] / (max(shared) if training.stage == "kc" else 1))
     longest = widest * max(1.0, config.max_length / (prompt + answer))
-    memory = _memory(config, shape, lines_at_once * longest, whole=whole, checkpointed=checkpointed)
+    memory = _memory(config, shape, whole_items * longest, whole=whole, checkpointed=checkpointed)
     flops = (6 if whole or checkpointed else 4) * shape.parameters * tokens
     return Need(training.name, rows, round(tokens), round(memory / 1e9, 1), round(flops / FLOPS / 3600, 2))
 

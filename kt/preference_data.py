@@ -41,7 +41,7 @@ def pack_pairs(
 ) -> tuple[list[PackedItem], list[str]]:
     """Lay pairs of one prompt and chosen answer into one row, at most AT_ONCE to each, in order of first appearance.
 
-    Pairs in which prompt + answer has more than `max_length` tokens are left out, and their ids returned beside.
+    A pair of which the prompt with either answer has more than `max_length` tokens is left out, and its id returned beside.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for pair in pairs:
@@ -52,12 +52,15 @@ def pack_pairs(
     for question, chosen, group in rows:
         prompt = render_prompt(question, template, tokenizer)
         answers = [encode_answer(tokenizer, prompt, text) for text in (chosen, *(pair["rejected"] for pair in group))]
-        if max(len(answer.ids) for answer in answers) > max_length:
-            too_long.extend(pair["id"] for pair in group)
+        fits = [max(len(answers[0].ids), len(answer.ids)) <= max_length for answer in answers[1:]]
+        too_long.extend(pair["id"] for pair, fit in zip(group, fits, strict=True) if not fit)
+        kept = [pair for pair, fit in zip(group, fits, strict=True) if fit]
+        if not kept:
             continue
+        answers = [answers[0], *(answer for answer, fit in zip(answers[1:], fits, strict=True) if fit)]
         row = pack_answers(answers[0], answers[1:])
         lengths = [answer.tokens for answer in answers]
-        items.append(PackedItem(row, lengths, [pair["id"] for pair in group], [pair["aspect"] for pair in group]))
+        items.append(PackedItem(row, lengths, [pair["id"] for pair in kept], [pair["aspect"] for pair in kept]))
     return items, too_long
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from kt import __version__
-from kt.errors import ConfigError, InputError, KtError, OutputError, TrainingError
+from kt.errors import InputError, KtError, OutputError, TrainingError
 from kt.items import read_items
 from kt.launch import launch
 from kt.offline import go_offline
 from kt.records import Record, file_hash, read_jsonl, write_json, write_jsonl
-from kt.train_config import ExperimentConfig, Training, data_of, folder_of, loss_settings, trainer_settings
+from kt.train_config import ExperimentConfig, Training, data_of, folder_of, loss_settings, setting_errors, trainer_settings
 from kt.weights import check_base, fingerprint
 
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate")
-WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")
+OUTPUTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "curves.jsonl")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,6 @@ def train(config: ExperimentConfig, training: Training, *, quiet: bool = False) 
         if done is not None:
             return _result(training.name, folder, done, skipped=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        _forget_others(folder, said)
         write_json(
             folder / "training.json", {"config": config.model_dump(mode="json"), "training": dataclasses.asdict(training)}
         )
@@ -80,7 +78,11 @@ def train_here(config: ExperimentConfig, training: Training, *, quiet: bool = Fa
             from kt.train_stages import sft_trainer as make
         prepared = make(config, training, quiet)
         trainer = prepared.trainer
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+        if trainer.is_world_process_zero():  # only now, when the settings are accepted
+            _begin(folder, inputs(config, training))
+        trainer.accelerator.wait_for_everyone()
+        with setting_errors(training.stage, started=lambda: trainer.state.global_step > 0):
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
         _save(trainer, folder)
         if trainer.is_world_process_zero():
             _finish(config, training, prepared, folder)
@@ -111,6 +113,7 @@ def inputs(config: ExperimentConfig, training: Training) -> Record:
         "stage": training.stage,
         "aspects": list(training.aspects) if kc else [],
         "settings": {**settings, **loss, "trainer": trainer},
+        "processes": {"on_a_host": config.processes, "hosts": config.torchrun.get("nnodes", 1)},  # a step's rows depend on it
         "rows": file_hash(rows),
         "model": fingerprint(config.model),
         "start": fingerprint(start) if start else None,
@@ -135,8 +138,9 @@ def _read_manifest(folder: Path) -> Record:
     return found if isinstance(found, dict) else {}
 
 
-def _forget_others(folder: Path, said: Record) -> None:
-    """Remove the checkpoints of a training with other inputs: going on from them would mix the two."""
+def _begin(folder: Path, said: Record) -> None:
+    """Remove the manifest, and the checkpoints of a training with other inputs: going on from them would mix the two."""
+    (folder / "manifest.json").unlink(missing_ok=True)
     mark = folder / "inputs.json"
     try:
         same = json.loads(mark.read_bytes()) == json.loads(json.dumps(said))
@@ -175,15 +179,23 @@ def _write_items(config: ExperimentConfig, path: Path) -> None:
 def _save(trainer: Any, folder: Path) -> None:
     """Save the model beside the checkpoints, then move its files to their places."""
     draft = folder / "weights.part"
-    shutil.rmtree(draft, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(draft, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()  # so that nobody's draft is removed
     trainer.save_model(str(draft))
     if trainer.is_world_process_zero():
         for name in ("training_args.bin", "README.md"):  # a pickle, and a form to fill in
             (draft / name).unlink(missing_ok=True)
         _in_one_order(draft / "adapter_config.json")
+        for old in _outputs(folder):  # a training of all weights leaves no adapter of an earlier one beside them
+            old.unlink()
         for file in draft.iterdir():
             file.replace(folder / file.name)
         draft.rmdir()
+
+
+def _outputs(folder: Path) -> list[Path]:
+    return sorted(file for pattern in OUTPUTS for file in folder.glob(pattern))
 
 
 def _in_one_order(path: Path) -> None:
@@ -214,7 +226,7 @@ def _finish(config: ExperimentConfig, training: Training, prepared: Any, folder:
             "held_out_loss": state.best_metric,
             "loss": losses[-1] if losses else None,
         },
-        "outputs": {name: file_hash(folder / name) for name in (*WEIGHTS, "curves.jsonl") if (folder / name).exists()},
+        "outputs": {file.name: file_hash(file) for file in _outputs(folder)},
     }
     write_json(folder / "manifest.json", manifest)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -260,11 +272,4 @@ def _memory_errors(training: Training) -> Iterator[None]:
         raise TrainingError(
             f"{training.name}: memory ran out: lower per_device_train_batch_size and raise gradient_accumulation_steps by"
             " the same factor, set gradient_checkpointing: true, or lower max_length; the last checkpoint is kept"
-        ) from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        name = str(error).rsplit("'", 2)[-2]
-        raise ConfigError(
-            f"trainer or {training.stage}: unknown setting {name!r}: TrainingArguments has none of that name"
         ) from error

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,13 +40,22 @@ PAPER_STAGE: dict[str, dict[str, Any]] = {
 
 
 class TrainerSection(Section):
-    """Trainer settings under the names of transformers' TrainingArguments and TRL's SFTConfig, handed on unchanged."""
+    """Trainer settings under the names of transformers' TrainingArguments and TRL's SFTConfig, handed on unchanged.
+
+    Those named here have bounds that the trainer itself does not check.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
+    learning_rate: float | None = Field(None, gt=0)
+    num_train_epochs: float | None = Field(None, gt=0)
+    per_device_train_batch_size: int | None = Field(None, gt=0)
+    gradient_accumulation_steps: int | None = Field(None, gt=0)
+
     def settings(self) -> dict[str, Any]:
         """Return what is handed to the trainer."""
-        return dict(self.__pydantic_extra__ or {})
+        bounded = {name: getattr(self, name) for name in TrainerSection.model_fields}
+        return {**{name: value for name, value in bounded.items() if value is not None}, **(self.__pydantic_extra__ or {})}
 
 
 class KcSection(TrainerSection):
@@ -119,7 +129,7 @@ class ExperimentConfig(Section):
     seeds: list[int] = []
     test: list[str] = []
     methods: list[str] = ["sft", "knowtuning"]
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     limit: int | None = Field(None, gt=0)
     template: Literal["alpaca", "chat"] = "alpaca"
     max_length: int = Field(1024, gt=1)
@@ -216,6 +226,18 @@ def trainer_settings(config: ExperimentConfig, stage: Stage, baseline: Baseline 
     """Return a stage's trainer settings: the paper's, then the config's for all stages, its own, and a baseline's."""
     own = baseline_of(config, baseline).settings() if baseline else {}
     return {**PAPER, **PAPER_STAGE[stage], **config.trainer.settings(), **getattr(config, stage).settings(), **own}
+
+
+@contextmanager
+def setting_errors(stage: Stage, keys: str = "", started: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turn what a trainer says against its settings, before it has `started`, into a ConfigError."""
+    try:
+        yield
+    except (TypeError, ValueError, ImportError, ZeroDivisionError) as error:
+        if started():
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"trainer or {stage}: {said}{keys}") from error
 
 
 def loss_settings(config: ExperimentConfig, training: Training) -> KcSection:

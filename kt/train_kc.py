@@ -48,13 +48,18 @@ def with_reference(
 
 
 class KcCollator:
-    """Items into the tensors of a PreferenceBatch; for every pair the places of its answers, and its aspect's number."""
+    """Items into the tensors of a PreferenceBatch; for every pair the places of its answers, and its aspect's number.
 
-    def __init__(self, aspects: Sequence[str] = ()) -> None:
+    No items become the row of `spare` without any pair: processes that train together must all run the model.
+    """
+
+    def __init__(self, aspects: Sequence[str] = (), spare: ReferencedItem | None = None) -> None:
         self.aspects = list(aspects)
+        self.spare = spare
 
     def __call__(self, items: Sequence[ReferencedItem]) -> dict[str, Any]:
-        batch = collate([one.item.row for one in items], [one.item.lengths for one in items])
+        rows = items or [cast(ReferencedItem, self.spare)]
+        batch = collate([one.item.row for one in rows], [one.item.lengths for one in rows])
         chosen: list[int] = []
         rejected: list[int] = []
         aspects: list[int] = []
@@ -66,15 +71,16 @@ class KcCollator:
             aspects.extend(self.aspects.index(aspect) if self.aspects else 0 for aspect in one.item.aspects)
             first += pairs + 1
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        reference = torch.tensor([value for one in items for value in one.reference])
-        places = {"chosen": torch.tensor(chosen), "rejected": torch.tensor(rejected), "aspects": torch.tensor(aspects)}
-        return {**tensors, **places, "reference": reference}
+        reference = torch.tensor([value for one in rows for value in one.reference])
+        places = {"chosen": chosen, "rejected": rejected, "aspects": aspects}
+        return {**tensors, **{name: torch.tensor(at, dtype=torch.long) for name, at in places.items()}, "reference": reference}
 
 
 class KcTrainer(Trainer):
     """Trains on ReferencedItems; a step's loss is the mean over its pairs, however they fall on micro-batches and ranks.
 
-    `per_device_train_batch_size` counts pairs. The log has, besides the loss, the mean margin and the share of pairs
+    A step has, on average, per_device_train_batch_size x gradient_accumulation_steps x processes pairs, in whole items (see
+    PairBatches). The log has, besides the loss, the mean margin and the share of pairs
     whose chosen answer wins (`accuracy/ASPECT`).
     """
 
@@ -82,17 +88,18 @@ class KcTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.items: Sequence[ReferencedItem] = cast("Sequence[ReferencedItem]", self.train_dataset)
         self.aspects = sorted({aspect for one in self.items for aspect in one.item.aspects})
-        self.data_collator = KcCollator(self.aspects)
+        self.data_collator = KcCollator(self.aspects, min(self.items, key=lambda one: len(one.item.row.ids)))
         self.beta, self.gamma = beta, gamma
         use_branch_attention(self.model)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the step's pairs here, not by micro-batches there
         self._tally = self._no_tally()
 
     def get_train_dataloader(self) -> PairLoader:
-        """Return batches counted in pairs, this rank's share of them: accelerate can only share batches of equal size."""
+        """Return this rank's micro-batches of steps counted in pairs: accelerate can only share batches of equal size."""
         sizes = [len(one.item.lengths) - 1 for one in self.items]
         ranks, rank = self.args.world_size, self.args.process_index
-        batches = PairBatches(sizes, self.args.per_device_train_batch_size, self.args.seed, rank, ranks)
+        pairs, parts = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        batches = PairBatches(sizes, pairs, self.args.seed, rank, ranks, parts)
         return PairLoader(cast(Any, self.items), batch_sampler=batches, collate_fn=self.data_collator)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:

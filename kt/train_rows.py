@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,6 @@ from kt.template import render_prompt
 
 IGNORED = -100
 """The label of a token that is no target."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows for training and those held out, each {"input_ids", "labels"}; ids of the rows that were too long."""
-
-    train: list[Record]
-    held_out: list[Record]
-    too_long: list[str] = field(default_factory=list)
 
 
 def read_answers(path: str | Path) -> list[Record]:

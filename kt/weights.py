@@ -75,6 +75,15 @@ def check_base(model: str | Path, adapter: str | Path) -> None:
         )
 
 
+def trained_template(folder: str | Path) -> str | None:
+    """Return the prompt template of the training that made an adapter or a model, or None if `kt train` did not."""
+    try:
+        found = json.loads((Path(folder) / "manifest.json").read_bytes())["inputs"]["settings"]["template"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return str(found)
+
+
 def _gguf_fingerprint(path: Path) -> str:
     with _open(path) as file:
         if file.read(4) != b"GGUF":
@@ -83,7 +92,7 @@ def _gguf_fingerprint(path: Path) -> str:
 
 
 def _model_files(folder: Path) -> list[tuple[str, Path]]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, false for a name that is too long
         raise InputError(f"no model at {folder}: no such folder or GGUF file")
     weights = _matching(folder, WEIGHTS)
     files = {**weights, **_matching(folder, CONFIG + TOKENIZER)}

@@ -107,11 +107,16 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tiny_llama: Path, ad
         ("is an adapter", "--model", adapter),
         ("is a whole model, not an adapter", "--model", tiny_llama, "--adapter", wide),
         ("exists; give another name", "--model", tiny_llama, "--gguf", tmp_path / "full/x"),
+        ("must lie outside the folder --out", "--model", tiny_llama, "--gguf", tmp_path / "out"),
+        ("no folder to write in", "--model", tiny_llama, "--gguf", tmp_path / "full/x/y.gguf"),
+        ("no model at", "--model", tiny_llama, "--adapter", "a" * 300),
     ):
         done = kt(*options, "--out", tmp_path / "out")
         assert (done.returncode, said in done.stderr) == (1, True), (options, done.stderr)
     done = kt("--model", tiny_llama, "--out", tmp_path / "full")
     assert "not empty; give a new folder" in done.stderr
+    done = kt("--model", tiny_llama, "--out", tmp_path / "full/x/y")
+    assert "no folder to write in" in done.stderr
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -146,6 +151,10 @@ def test_a_model_is_served_with_the_prompt_it_was_trained_with(tiny_llama: Path,
     (trained / "manifest.json").write_text(json.dumps(manifest))
     export(tiny_llama, trained, tmp_path / "alpaca", gguf=tmp_path / "alpaca.gguf")
     export(tiny_llama, trained, tmp_path / "own", template="chat")
+    shutil.copytree(tiny_llama, whole := tmp_path / "whole")
+    shutil.copy(trained / "manifest.json", whole)
+    export(whole, None, tmp_path / "exported")
+    assert "### Response" in (tmp_path / "exported" / "chat_template.jinja").read_text()
     messages = [{"role": "user", "content": "Who keeps {this} 'light'?"}]
     asked = load(tmp_path / "alpaca").tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert asked == ALPACA.replace("{question}", "Who keeps {this} 'light'?")

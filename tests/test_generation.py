@@ -325,3 +325,13 @@ def test_fewer_samples_are_the_first_of_more(
 def test_several_samples_of_the_likeliest_answer_are_refused() -> None:
     with pytest.raises(ConfigError, match="several samples at temperature 0"):
         validate(GenerateConfig, {"data": ["d"], "out": "o", "model": "m", "samples": 2}, "options")
+
+
+def test_another_template_than_that_of_the_training_is_refused(
+    tiny_llama: Path, adapters: dict[str, str], questions: Path, tmp_path: Path
+) -> None:
+    trained = shutil.copytree(adapters["sft"], tmp_path / "trained")
+    (trained / "manifest.json").write_text(json.dumps({"inputs": {"model": None, "settings": {"template": "chat"}}}))
+    with pytest.raises(InputError, match="was trained with the template chat, not alpaca: give --template chat"):
+        run(tmp_path, tiny_llama, questions, adapters={"sft": str(trained)})
+    assert run(tmp_path, tiny_llama, questions, adapters={"sft": str(trained)}, template="chat")["sft"]

@@ -32,6 +32,25 @@ def test_greedy_text_is_the_same_in_both(tiny_llama: Path, tmp_path: Path) -> No
         assert said == tokenizer.decode(theirs, skip_special_tokens=True).replace("\ufffd", "")
 
 
+def test_heads_of_another_size_than_hidden_by_heads_are_read_as_they_are(tiny_llama: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    shape = AutoConfig.from_pretrained(tiny_llama)
+    shape.head_dim = 16
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(shape)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.save_pretrained(tmp_path / "m")
+    write_gguf(tmp_path / "m", tmp_path / "m.gguf", "f32")
+    engine = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=256, verbose=False)
+    ids = tokenizer("The keeper paints the old town.")["input_ids"]
+    theirs = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
+    assert list(itertools.islice(engine.generate(ids, temp=0.0), len(theirs))) == theirs
+
+
 def test_a_sentencepiece_tokenizer_as_llama_2_has_it_reads_and_writes_the_same_tokens(tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     torch = pytest.importorskip("torch")

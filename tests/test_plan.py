@@ -71,6 +71,15 @@ def test_a_shape_is_read_from_the_model_or_its_name(tiny_llama: Path) -> None:
         shape_of("models/unknown")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [("{}", "has no 'num_hidden_layers'"), ("{", "cannot be read"), ("[]", "cannot be read")]
+)
+def test_a_damaged_config_of_a_model_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=says):
+        shape_of(str(tmp_path))
+
+
 def test_methods_share_what_they_share() -> None:
     config = read_experiment(ROOT / "configs/dolly-7b.yaml")
     names = [training.name for training in needed_trainings(config)]
@@ -161,6 +170,11 @@ def test_the_build_of_an_experiment_takes_the_rest_from_it() -> None:
         ("facttune: {samples: 1}", "facttune.samples"),
         ("rlaif: {criteria: [helpful]}", "rlaif.criteria"),
         ("evaluate: {}", "no questions to answer"),
+        ("seed: -5", "seed"),
+        (f"seed: {10**30}", "seed"),
+        ("kc: {learning_rate: -1}", "kc.learning_rate"),
+        ("ka: {per_device_train_batch_size: 0}", "ka.per_device_train_batch_size"),
+        ("trainer: {gradient_accumulation_steps: 0}", "trainer.gradient_accumulation_steps"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, says: str) -> None:

@@ -33,6 +33,17 @@ def test_pairs_that_are_too_long_are_left_out_and_named(tokenizer):
     assert [item.ids for item in items] == [["q2/factuality"]]
 
 
+def test_an_item_keeps_the_pairs_that_fit(tokenizer):
+    long = "A long letter. " * 100
+    pairs = [pair(1), pair(1, "logicality", rejected=long), pair(1, "completeness"), pair(2, chosen=long)]
+    items, too_long = pack_pairs(tokenizer, pairs, max_length=200)
+    assert too_long == ["q1/logicality", "q2/factuality"]
+    assert [(item.ids, item.aspects) for item in items] == [
+        (["q1/factuality", "q1/completeness"], ["factuality", "completeness"])
+    ]
+    assert items == pack_pairs(tokenizer, [pair(1), pair(1, "completeness")])[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

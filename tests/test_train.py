@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from safetensors.torch import load_file
 
 from kt.demo.world import make_world, question_items
 from kt.records import read_jsonl, write_json, write_jsonl
-from kt.train import last_checkpoint
+from kt.train import _outputs, _save, inputs, last_checkpoint
+from kt.train_config import SFT, read_experiment
 
 WITHOUT_BITSANDBYTES = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
 TRAINER = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
@@ -115,9 +117,41 @@ def test_a_finished_training_is_skipped_and_one_that_was_changed_is_not(trained:
     assert json.loads(kt("train", config, "--stage", "sft", "--json", "--quiet").stdout)["skipped"]
     adapter = trained / "run" / "sft" / "adapter_model.safetensors"
     before = adapter.read_bytes()
+    told = yaml.safe_load(config.read_text())
+    wrong = trained / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump({**told, "trainer": {**TRAINER, "save_strategy": "never"}}))
+    assert kt("train", wrong, "--stage", "sft", check=False).returncode == 1
+    assert json.loads(kt("train", config, "--stage", "sft", "--json", "--quiet").stdout)["skipped"], "a slip costs nothing"
     adapter.write_bytes(before[:-1])
     assert not json.loads(kt("train", config, "--stage", "sft", "--json", "--quiet").stdout)["skipped"]
     assert adapter.read_bytes() == before, "two trainings with one seed give the same bytes"
+
+
+def test_the_number_of_processes_is_part_of_what_a_training_depends_on(trained: Path) -> None:
+    config = read_experiment(trained / "run.yaml")
+    said = inputs(config, SFT)
+    assert inputs(config.model_copy(update={"processes": 4}), SFT) != said
+    assert inputs(config.model_copy(update={"torchrun": {"nnodes": 2, "node-rank": 0}}), SFT) != said
+    assert inputs(config.model_copy(update={"torchrun": {"nnodes": 1, "node-rank": 0}}), SFT) == said
+
+
+def test_weights_in_several_files_are_all_looked_at_and_an_earlier_adapter_goes(tmp_path: Path) -> None:
+    class Sharded:
+        accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+
+        def is_world_process_zero(self) -> bool:
+            return True
+
+        def save_model(self, folder: str) -> None:
+            Path(folder).mkdir()
+            for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json"):
+                (Path(folder) / name).write_text("{}")
+
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("old")
+    _save(Sharded(), tmp_path)
+    names = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert [path.name for path in _outputs(tmp_path)] == names == sorted(path.name for path in tmp_path.iterdir())
 
 
 def test_a_killed_training_goes_on_to_the_same_losses_and_bytes(trained: Path, tmp_path: Path, tiny_llama: Path) -> None:
@@ -169,6 +203,22 @@ def test_two_processes_give_the_losses_of_one(trained: Path, tmp_path: Path, tin
     assert all((found[1][1][name] - value).abs().max() < 1e-5 for name, value in found[2][1].items())
 
 
+def test_several_processes_are_interrupted_without_a_traceback(tmp_path: Path, tiny_llama: Path) -> None:
+    sft = {"num_train_epochs": 10000, "save_steps": 1, "save_total_limit": 1}
+    config = make_config(tmp_path, tiny_llama, processes=2, hold_out=0, sft=sft)
+    command = [sys.executable, "-m", "kt", "train", str(config), "--stage", "sft", "--quiet"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "sft" / "checkpoints").glob("checkpoint-*")):
+        assert time.monotonic() < deadline, "no checkpoint"
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == 130
+    assert "Traceback" not in said, said
+
+
 def test_a_base_in_four_bits_is_trained_through_its_adapter(tmp_path: Path, tiny_llama: Path) -> None:
     pytest.importorskip("bitsandbytes")
     config = make_config(tmp_path, tiny_llama, quantization="nf4", dtype="bfloat16")
@@ -186,6 +236,8 @@ def test_a_base_in_four_bits_is_trained_through_its_adapter(tmp_path: Path, tiny
     [
         ("sft", {"max_length": 20}, "14 rows have more than 20 tokens|16 rows have more than 20 tokens"),
         ("sft", {"hold_out": 16}, "hold_out: 16 of 16 items leaves none to train on"),
+        ("sft", {"trainer": {"learning_rate": "abc"}}, "trainer.learning_rate"),
+        ("sft", {"sft": {"num_train_epochs": 0}}, "sft.num_train_epochs"),
         ("sft", {"lora": {"rank": 8}}, "lora: .*'rank'.*its keys are those of PEFT's LoraConfig"),
         ("sft", {"lora": {"target_modules": ["nothing"]}}, "lora: .*nothing"),
         ("sft", {"trainer": {"learning_rat": 1}}, "learning_rat.*keys are those of SFTConfig"),

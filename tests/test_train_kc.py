@@ -75,11 +75,15 @@ def test_the_reference_is_computed_in_the_precision_that_the_policy_trains_in(fo
     assert abs(first[None] - math.log(2)) > 1e-5
 
 
-def test_micro_batches_change_no_loss(folder, tmp_path):
-    whole = losses(make(folder, tmp_path / "a", learning_rate=1e-3)[0])
-    parts = losses(make(folder, tmp_path / "b", micro=1, parts=4, learning_rate=1e-3)[0])
-    assert whole == pytest.approx(parts, abs=1e-4)
-    assert whole[-1] < whole[0]
+@pytest.mark.parametrize(("micro", "parts"), [(3, 2), (1, 6)], ids=["of several items", "some without any"])
+def test_micro_batches_change_no_loss(folder, tmp_path, micro, parts):
+    whole, _ = make(folder, tmp_path / "a", learning_rate=1e-3)
+    spread, _ = make(folder, tmp_path / "b", micro=micro, parts=parts, learning_rate=1e-3)
+    assert any(not batch for batch in spread.get_train_dataloader().batch_sampler) == (parts == 6)
+    expected = losses(whole)
+    assert losses(spread) == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0]
+    assert spread.state.log_history[0]["grad_norm"] == pytest.approx(whole.state.log_history[0]["grad_norm"], rel=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_training(folder, tmp_path):
