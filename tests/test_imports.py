@@ -69,6 +69,7 @@ ORDER = [
     "estimate",
     "progress",
     "gguf",
+    "train_sections",
     "train_config",
     "experiment_settings",
     "export",

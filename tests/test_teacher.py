@@ -75,15 +75,17 @@ def test_verdicts_of_lessons_are_those_of_the_oracle():
     seen = collections.Counter()
     for lesson in itertools.islice(lessons(5, JUDGING), 600):
         values, found = lesson.values, json.loads(lesson.answer)
-        seen[lesson.task, values.get("criterion"), *found.values()] += 1
+        seen[lesson.task, values.get("criterion"), found.get("verdict")] += 1
         if lesson.task == "check-fact":
             told = []
             for passage in values["evidence"].split("\n"):
                 sentences = sentences_of(passage)
                 told += read_all(sentences, sentences[0].split(" ")[0])
             claim = read_sentence(values["statement"])
-            true = (claim.entity, claim.attribute, claim.value) in {(s.entity, s.attribute, s.value) for s in told}
-            assert found == {"verdict": "correct" if true else "incorrect"}
+            values_told = {s.value for s in told if (s.entity, s.attribute) == (claim.entity, claim.attribute)}
+            assert found["verdict"] == ("correct" if values_told == {claim.value} else "incorrect")
+            evidence = read_sentence(found["reason"])
+            assert ({evidence.value} if evidence else set()) == values_told
             continue
         texts = [values[name] for name in ("answer_a", "answer_b", "answer") if name in values]
         if values["criterion"] == "completeness":
@@ -167,8 +169,11 @@ FACTS = ["Bardan was built in 1200.", "Bardan has a red flag."]
         ("revise", json.dumps({"facts": ["Bardan was built in 1200.", "Bardan has a blue flag."]}), Marks(1, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan dates from 1100.", "Barda has a blue flag."]}), Marks(0, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan was built in 1100."]}), Marks(1, 2, 0, 1)),
-        ("check-fact", '{"verdict": "correct"}', Marks(1, 1, 1, 1)),
+        ("check-fact", '{"reason":"none","verdict":"correct"}', Marks(1, 1, 1, 1)),
         ("check-fact", '{"verdict": "incorrect"}', Marks(0, 1, 0, 1)),
+        ("judge-pair", '{"verdict": "A"}', Marks(1, 1, 1, 1)),
+        ("judge-pair", "A", Marks(0, 1, 0, 1)),
+        ("judge-single", '{"score": 3}', Marks(0, 1, 0, 1)),
     ],
 )
 def test_an_answer_is_marked_line_by_line(task, answer, expected):
@@ -177,7 +182,9 @@ def test_an_answer_is_marked_line_by_line(task, answer, expected):
         "revise": json.dumps({"facts": ["Bardan was built in 1233.", "Bardan has a white flag."]}),
         "rephrase": "Bardan was built in 1200. It flies a red banner.",
         "rewrite-question": "When was Bardan built and which flag does it have?",
-        "check-fact": '{"verdict": "correct"}',
+        "check-fact": '{"reason": "Bardan has a red flag.", "verdict": "correct"}',
+        "judge-pair": '{"verdict": "A"}',
+        "judge-single": '{"score": 4}',
     }
     assert mark(Lesson(task, {"question": "?", "facts": FACTS}, answers[task]), answer) == expected
 

@@ -72,13 +72,24 @@ def mark(lesson: Lesson, answer: str) -> Marks:
 
 def lines_of(task: str, answer: str) -> list[str]:
     """Cut an answer into what is marked: facts, sentences, the one question, the one verdict or score."""
+    if task in JUDGING:
+        return _verdict(answer)
     if task in ("extract", "revise"):
         try:
             facts = json.loads(answer)["facts"]
         except (ValueError, TypeError, KeyError):
             return []
         return [str(fact) for fact in facts] if isinstance(facts, list) else []
-    return [answer] if task in ("rewrite-question", *JUDGING) else sentences_of(answer)
+    return [answer] if task == "rewrite-question" else sentences_of(answer)
+
+
+def _verdict(answer: str) -> list[str]:
+    """Return the verdict or score of an answer; what a checker quotes beside it is not marked."""
+    try:
+        found = json.loads(answer)
+        return [str(found["verdict"] if "verdict" in found else found["score"])]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def is_wrong_but_well_formed(fact: str, line: str) -> bool:

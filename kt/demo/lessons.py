@@ -99,7 +99,10 @@ def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[s
 
 
 def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
-    """A statement beside a text that holds `chosen`, alone or among passages about this town and others."""
+    """A statement beside a text that holds `chosen`, alone or among passages about this town and others.
+
+    What the text says of it comes first, in canonical words, so that the verdict is a comparison of two like sentences.
+    """
     told, passages = set(chosen), [mixed_text(town, chosen, rng)]
     for _ in range(rng.choice((0, 0, 0, 1, 2, 3, 4))):
         attributes = rng.sample(list(town.values), rng.randint(2, 4))
@@ -114,7 +117,8 @@ def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[di
     value = town.values[about] if about not in told or rng.random() < 0.6 else _other_value(town, about, rng)
     verdict = "correct" if about in told and value == town.values[about] else "incorrect"
     values = {"question": broad_question(town.name, rng), "evidence": "\n".join(passages)}
-    return {**values, "statement": say(about, town.name, value)}, json.dumps({"verdict": verdict})
+    reason = say(about, town.name, town.values[about]) if about in told else "none"
+    return {**values, "statement": say(about, town.name, value)}, json.dumps({"reason": reason, "verdict": verdict})
 
 
 def _other_value(town: Entity, about: str, rng: random.Random) -> str:

@@ -16,7 +16,8 @@ from kt.records import Record, atomic_file, write_json
 from kt.report import write_page
 from kt.report_data import read_run
 from kt.report_results import Cell, Table
-from kt.train_config import ExperimentConfig, WorldSection
+from kt.train_config import ExperimentConfig
+from kt.train_sections import WorldSection
 
 
 @dataclass
