@@ -135,9 +135,10 @@ def _against(counted: Mapping[int, Sequence[Record]], name: str, other: str, see
         purpose = f"{figure}:{name}:{other}"
         if figure in SHARES:
             part, whole = ("correct", "facts") if figure == "correct_share" else ("gold_stated", "gold")
-            columns = [[town[key] for town in towns.values()] for towns in (one, two) for key in (part, whole)]
-            parts, wholes, other_parts, other_wholes = columns
-            found[figure] = ratio_difference(parts, wholes, other_parts, other_wholes, seed, purpose)
+            mine, theirs = (
+                ([town[part] for town in towns.values()], [town[whole] for town in towns.values()]) for towns in (one, two)
+            )
+            found[figure] = ratio_difference(mine, theirs, seed, purpose)
         else:
             gaps = [(one[town][figure] - two[town][figure]) / len(counted) for town in one]
             found[figure] = mean(gaps, seed, purpose)
