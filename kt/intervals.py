@@ -46,22 +46,17 @@ def ratio(parts: Sequence[int], wholes: Sequence[int], seed: int, purpose: str) 
 
 
 def ratio_difference(
-    parts: Sequence[int],
-    wholes: Sequence[int],
-    other_parts: Sequence[int],
-    other_wholes: Sequence[int],
-    seed: int,
-    purpose: str,
+    one: tuple[Sequence[int], Sequence[int]], other: tuple[Sequence[int], Sequence[int]], seed: int, purpose: str
 ) -> dict[str, Any]:
-    """Return {"share", "interval"} of one sum over a sum less another, items resampled with all four numbers together."""
+    """Return {"share", "interval"} of a sum over a sum less another: (parts, wholes) each, items resampled with all four."""
     import numpy
 
-    if not sum(wholes) or not sum(other_wholes):
+    if not sum(one[1]) or not sum(other[1]):
         return {"share": None, "interval": None}
-    data: Any = [numpy.asarray(column, dtype=float) for column in (parts, wholes, other_parts, other_wholes)]
+    data: Any = [numpy.asarray(column, dtype=float) for column in (*one, *other)]
 
-    def difference(part: Any, whole: Any, other: Any, other_whole: Any, axis: int = -1) -> Any:
-        return part.sum(axis=axis) / whole.sum(axis=axis) - other.sum(axis=axis) / other_whole.sum(axis=axis)
+    def difference(part: Any, whole: Any, part_2: Any, whole_2: Any, axis: int = -1) -> Any:
+        return part.sum(axis=axis) / whole.sum(axis=axis) - part_2.sum(axis=axis) / whole_2.sum(axis=axis)
 
     return {
         "share": round(float(difference(*data)), DIGITS),

@@ -97,6 +97,8 @@ def _shape(layers: int, hidden: int, vocabulary: int, intermediate: int, *, tied
 
 def _items(config: ExperimentConfig) -> tuple[int, tuple[float, float]]:
     """Return the number of items and the mean words of question and answer; assumptions where a file is not here."""
+    if config.world is not None:  # of each seed; its questions and answers are short
+        return config.world.train, (4, 27)
     if not all(Path(path).exists() for path in config.data):
         return config.limit or ASSUMED_ITEMS, (12, 90)
     found = [one.item for one in read_items(config.data, config.limit) if one.item is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from kt.answers import figures, join, read_answers
 from kt.demo.oracle import count_facts, read_sentence, sentences_of
-from kt.demo.world import World
+from kt.demo.world import MENTIONS, World
 from kt.facts import totals
 from kt.intervals import mean, ratio, ratio_difference
 from kt.records import Record, file_hash, write_json, write_jsonl
@@ -71,7 +71,17 @@ def count_answer(world: World, item: Record, name: str) -> Record:
         "other": found.other,
         "gold": len(gold),
         "gold_stated": len(gold & told),
+        "mentions": _by_mentions(world, told),
     }
+
+
+def _by_mentions(world: World, told: set[tuple[str, str, str]]) -> dict[str, list[int]]:
+    """Count [right, wrong] facts by how often the documents mention the fact of that town and attribute."""
+    found = {str(times): [0, 0] for times in sorted(set(MENTIONS))}
+    for name, attribute, value in told:
+        town = world.entities[name]
+        found[str(town.mentions[attribute])][town.values[attribute] != value] += 1
+    return found
 
 
 def _told(world: World, text: str, topic: str) -> set[tuple[str, str, str]]:
@@ -101,6 +111,7 @@ def summary(methods: Sequence[str], counted: Mapping[int, Sequence[Record]], see
         own = [[row for row in rows if row["name"] == name] for rows in counted.values()]
         values = {figure: [_figure(figure, rows) for rows in own] for figure in FIGURES}
         by_method[name] = {figure: _spread(found) for figure, found in values.items()}
+        by_method[name]["by mentions"] = _mean_by_mentions([row for rows in own for row in rows])
         if "sft" in methods and name != "sft":
             by_method[name]["against sft"] = _against(counted, name, "sft", seed)
     towns = len({row["item"] for rows in counted.values() for row in rows})
@@ -127,6 +138,15 @@ def _spread(values: Sequence[float | None]) -> Record:
     return {"mean": middle, "spread": spread, "by_seed": [None if v is None else round(v, 6) for v in values]}
 
 
+def _mean_by_mentions(rows: Sequence[Record]) -> Record:
+    """Return right and wrong facts an answer by the facts' mentions in the documents."""
+    sides = ("correct", "incorrect")
+    return {
+        times: {side: round(fmean(row["mentions"][times][place] for row in rows), 6) for place, side in enumerate(sides)}
+        for times in rows[0]["mentions"]
+    }
+
+
 def _against(counted: Mapping[int, Sequence[Record]], name: str, other: str, seed: int) -> Record:
     """Return a method's differences from another, paired over towns."""
     one, two = (_by_town(counted, method) for method in (name, other))
@@ -135,9 +155,10 @@ def _against(counted: Mapping[int, Sequence[Record]], name: str, other: str, see
         purpose = f"{figure}:{name}:{other}"
         if figure in SHARES:
             part, whole = ("correct", "facts") if figure == "correct_share" else ("gold_stated", "gold")
-            columns = [[town[key] for town in towns.values()] for towns in (one, two) for key in (part, whole)]
-            parts, wholes, other_parts, other_wholes = columns
-            found[figure] = ratio_difference(parts, wholes, other_parts, other_wholes, seed, purpose)
+            mine, theirs = (
+                ([town[part] for town in towns.values()], [town[whole] for town in towns.values()]) for towns in (one, two)
+            )
+            found[figure] = ratio_difference(mine, theirs, seed, purpose)
         else:
             gaps = [(one[town][figure] - two[town][figure]) / len(counted) for town in one]
             found[figure] = mean(gaps, seed, purpose)
@@ -193,10 +214,20 @@ def _gap(figure: str, found: Record) -> str:
     return f"{value * times:+.{digits}f}{between}"
 
 
+def mention_rows(results: Record) -> list[list[str]]:
+    """Return right and wrong facts an answer by how often the documents mention them, a row a method."""
+    by_method = {name: method["by mentions"] for name, method in results["methods"].items()}
+    times = list(next(iter(by_method.values())))
+    lines = [["method", *(f"{side}, mentioned {n} x" for n in times for side in ("right", "wrong"))]]
+    for name, found in by_method.items():
+        lines.append([name, *(f"{found[n][side]:.2f}" for n in times for side in ("correct", "incorrect"))])
+    return lines
+
+
 def as_markdown(results: Record) -> str:
-    """Return both tables as Markdown."""
+    """Return the tables as Markdown."""
     blocks = []
-    for lines in (as_rows(results), difference_rows(results)):
+    for lines in (as_rows(results), difference_rows(results), mention_rows(results)):
         if len(lines) > 1:
             head, *rest = (f"| {' | '.join(line)} |" for line in lines)
             blocks.append("\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n")

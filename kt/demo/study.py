@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import kt
-from kt.demo.counting import as_markdown, as_rows, count_answers, difference_rows, summary
+from kt.demo.counting import as_markdown, as_rows, count_answers, difference_rows, mention_rows, summary
 from kt.demo.plot import write_plot
 from kt.demo.world import World, make_world, question_items, write_questions
 from kt.experiment import Say, StageResult, run_experiment
@@ -118,8 +118,10 @@ def _write_page(out: Path, first: ExperimentConfig, results: Record) -> None:
     for name, title, lines in (
         ("study", "Facts by the oracle, all seeds", as_rows(results)),
         ("study-differences", "Differences from SFT", difference_rows(results)),
+        ("study-mentions", "Facts an answer by their mentions in the documents", mention_rows(results)),
     ):
         rows: list[list[Cell]] = [list(line) for line in lines[1:]]
-        tables.append(Table(name, title, lines[0], rows, note if name == "study" else "95 % intervals, paired over towns."))
+        said = {"study": note, "study-differences": "95 % intervals, paired over towns."}.get(name, "")
+        tables.append(Table(name, title, lines[0], rows, said))
     report.tables[:0] = [table for table in tables if table.rows]
     write_page(report, out / "report.html")
