@@ -41,7 +41,7 @@ PAPER_STAGE: dict[str, dict[str, Any]] = {
 
 
 class ExperimentConfig(Section):
-    """Everything that `kt run` needs, and of which `kt train`, `kt build-data` and `kt generate` read their part.
+    """Everything that `kt run` needs, and of which `kt train` and `kt build-data` read their part.
 
     With `world`, it is a study: the same experiment for each of `seeds`, counted by the world's oracle.
     """

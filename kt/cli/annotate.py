@@ -35,7 +35,7 @@ def annotate(
 
     \b
     For example:
-      kt annotate --answers kt=runs/x/kc --answers sft=runs/x/sft --data test.json --out runs/x/human
+      kt annotate --answers kt=runs/x/generate/knowtuning --answers sft=runs/x/generate/sft --data test.json --out runs/x/human
       kt annotate --out runs/x/human --agreement --judged runs/x/evaluation
       kt annotate --out runs/x/human --export judgements.csv
     """
