@@ -98,8 +98,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     values |= {"out": str(folder / "run"), "seeds": [1, 2], "methods": ["sft", "knowtuning"]}
     values["world"] |= {"train": 6, "test": 4}
-    for section in ("build", "generate"):
-        values[section] |= {"cache": str(folder / "cache.sqlite")}
     for section in ("sft", "ka", "kc"):
         values[section] |= {"num_train_epochs": 1}
     (folder / "study.yaml").write_text(yaml.safe_dump(values))

@@ -36,7 +36,10 @@ def run_study(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambd
 
     What is up to date is skipped, as `kt run` skips it. Raises what the stages raise.
     """
+    import torch
+
     assert config.world is not None
+    torch.set_num_threads(1)  # models this small gain nothing from more, and wait long for a core that is not free
     clock = _Clock(say)
     out, world = Path(config.out), make_world(config.world.seed, config.world.towns)
     prepared = _prepare(config, config.world, world)
