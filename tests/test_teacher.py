@@ -232,7 +232,16 @@ def test_the_shipped_weights_are_those_of_the_committed_recipes() -> None:
     said = json.loads((SHIPPED_TEACHER / "training.json").read_bytes())
     assert said["recipes"] == json.loads(json.dumps([dataclasses.asdict(recipe) for recipe in SHIPPED]))
     assert said["fingerprint"] == fingerprint(SHIPPED_TEACHER)
-    assert sum(path.stat().st_size for path in SHIPPED_TEACHER.iterdir()) < 6_000_000
+    both = [*SHIPPED_TEACHER.iterdir(), SHIPPED_TEACHER.with_suffix(".gguf")]
+    assert sum(path.stat().st_size for path in both) < 12_000_000
+
+
+def test_the_shipped_gguf_is_the_shipped_folder(tmp_path) -> None:
+    from kt.demo.teacher import SHIPPED_TEACHER
+    from kt.gguf import write_gguf
+
+    write_gguf(SHIPPED_TEACHER, tmp_path / "teacher.gguf")
+    assert (tmp_path / "teacher.gguf").read_bytes() == SHIPPED_TEACHER.with_suffix(".gguf").read_bytes()
 
 
 # ---- the shipped teacher, served ------------------------------------------------------------------------------------
@@ -250,13 +259,9 @@ def test_engines_answer_as_the_shipped_folder_does(engine, tmp_path):
     pytest.importorskip({"llama-cpp": "llama_cpp", "vllm": "vllm"}[engine])
     from kt.demo.exam import model_at
     from kt.demo.teacher import SHIPPED_TEACHER
-    from kt.gguf import write_gguf
     from kt.serving import serve
 
-    model = SHIPPED_TEACHER
-    if engine == "llama-cpp":
-        model = tmp_path / "teacher.gguf"
-        write_gguf(SHIPPED_TEACHER, model)
+    model = SHIPPED_TEACHER.with_suffix(".gguf") if engine == "llama-cpp" else SHIPPED_TEACHER
     asked = list(itertools.islice(lessons(3, WRITING, reserved=True), 25))
     prompts = load_prompts("compact")
     conversations = [prompts[lesson.task].render(lesson.values) for lesson in asked]

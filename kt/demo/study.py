@@ -11,7 +11,6 @@ from kt.demo.counting import as_markdown, as_rows, count_answers, difference_row
 from kt.demo.plot import write_plot
 from kt.demo.world import World, make_world, question_items, write_questions
 from kt.experiment import Say, StageResult, run_experiment
-from kt.gguf import write_gguf
 from kt.records import Record, atomic_file, write_json
 from kt.report import write_page
 from kt.report_data import read_run
@@ -31,8 +30,7 @@ class Study:
 
 
 def run_study(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambda _: None) -> Study:
-    """Write questions and teacher, run the experiment for each seed, count; results.json, results.md, results.svg and
-    report.html in the folder.
+    """Write questions, run the experiment for each seed, count; results.json, .md, .svg and report.html in the folder.
 
     What is up to date is skipped, as `kt run` skips it. Raises what the stages raise.
     """
@@ -43,7 +41,7 @@ def run_study(config: ExperimentConfig, *, quiet: bool = False, say: Say = lambd
     clock = _Clock(say)
     out, world = Path(config.out), make_world(config.world.seed, config.world.towns)
     prepared = _prepare(config, config.world, world)
-    clock.done("questions and teacher")
+    clock.done("questions")
     counted: dict[int, list[Record]] = {}
     for one in experiments(prepared):
         clock.stages += run_experiment(one, quiet=quiet, say=clock.stage)
@@ -94,7 +92,7 @@ def shipped(path: str) -> str:
 
 
 def _prepare(config: ExperimentConfig, towns: WorldSection, world: World) -> ExperimentConfig:
-    """Write the questions, and the teacher as GGUF where llama.cpp is to serve a Hugging Face folder."""
+    """Write the questions, and find the package's models wherever it lies."""
     out = Path(config.out)
     names = list(world.entities)
     files = {"train": names[: towns.train], "test": names[towns.train : towns.train + towns.test]}
@@ -102,10 +100,6 @@ def _prepare(config: ExperimentConfig, towns: WorldSection, world: World) -> Exp
         write_questions(out / "questions" / f"{part}.json", question_items(world, chosen))
     build = {"cache": str(out / "cache.sqlite"), **config.build}
     build["model"] = shipped(str(build.get("model", "")))
-    if build.get("backend") == "llama-cpp" and Path(build["model"]).is_dir():
-        target = out / "teacher.gguf"
-        write_gguf(build["model"], target)
-        build["model"] = str(target)
     data, test = ([str(out / "questions" / f"{part}.json")] for part in files)
     return config.model_copy(update={"model": shipped(config.model), "data": data, "test": test, "build": build})
 
