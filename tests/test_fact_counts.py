@@ -19,8 +19,8 @@ from kt.records import read_jsonl, write_json, write_jsonl
 
 pytest.importorskip("scipy")
 
-STATED_ERROR_RATE = 1.0
-"""Of the shipped teacher, errors for each fact: it has not learned to check facts yet, and says "incorrect" to nearly all."""
+STATED_ERROR_RATE = 0.5
+"""Of the shipped teacher, errors for each fact: 0.37 of 108. It quotes what the evidence holds, then says "correct" to all."""
 
 
 def evaluation(folder: Path, town: str, facts: list[str], verdicts: list[str]) -> Path:
