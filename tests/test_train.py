@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import hear_interrupts
 from safetensors.torch import load_file
 
 from kt.demo.world import make_world, question_items
@@ -207,14 +208,18 @@ def test_several_processes_are_interrupted_without_a_traceback(tmp_path: Path, t
     sft = {"num_train_epochs": 10000, "save_steps": 1, "save_total_limit": 1}
     config = make_config(tmp_path, tiny_llama, processes=2, hold_out=0, sft=sft)
     command = [sys.executable, "-m", "kt", "train", str(config), "--stage", "sft", "--quiet"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "run" / "sft" / "checkpoints").glob("checkpoint-*")):
-        assert time.monotonic() < deadline, "no checkpoint"
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=120)[1]
+    try:
+        while not list((tmp_path / "run" / "sft" / "checkpoints").glob("checkpoint-*")):
+            assert time.monotonic() < deadline, "no checkpoint"
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=120)[1]
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert "Traceback" not in said, said
 
