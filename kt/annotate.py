@@ -108,8 +108,9 @@ class Study:
     def of(self, annotator: str, task: str | None = None) -> dict[str, dict[str, str]]:
         """Return an annotator's judgements, of one task or all, as {task: {criterion: choice}}; the last said counts."""
         found: dict[str, dict[str, str]] = {}
-        sql = "SELECT task, criterion, choice FROM judgements WHERE annotator = ? AND task = coalesce(?, task) ORDER BY number"
-        for judged, criterion, choice in self.db.execute(sql, (annotator, task)):
+        which, values = ("", (annotator,)) if task is None else (" AND task = ?", (annotator, task))
+        sql = f"SELECT task, criterion, choice FROM judgements WHERE annotator = ?{which} ORDER BY number"
+        for judged, criterion, choice in self.db.execute(sql, values):
             found.setdefault(judged, {})[criterion] = choice
         return found
 
