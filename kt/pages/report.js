@@ -170,10 +170,19 @@ function drawCharts() {
   const axis = { labelColor: ink, titleColor: ink, tickColor: ink, domainColor: ink, gridOpacity: 0.15, gridColor: ink, labelFontSize: 12, titleFontSize: 12 };
   const config = { axis, title: { color: ink, anchor: "start", fontSize: 14 }, legend: { labelColor: ink, titleColor: ink, orient: "top", labelFontSize: 12 },
     view: { stroke: null }, range: { category: ["#d9733f", "#4c86d8", "#4aa36b", "#a06cc9", "#b59a2d"] }, bar: { color: "#4c86d8" }, font: "system-ui, DejaVu Sans, sans-serif" };
-  for (const spec of data.charts) {
+  const plots = data.charts.map((spec) => {
     const plot = element("div", { className: "plot" });
     $("plots").append(element("div", { className: spec.usermeta ? "wide" : "" }, plot));
-    vegaEmbed(plot, { ...spec, config }, { renderer: "svg", actions: false, ast: true }).catch((error) => { plot.textContent = String(error); });
+    return [plot, { ...spec, config }];
+  });
+  drawInTurn(plots);
+}
+
+// One chart at a time, so that the page answers between them.
+async function drawInTurn(plots) {
+  for (const [plot, spec] of plots) {
+    await new Promise((done) => setTimeout(done, 0));
+    await vegaEmbed(plot, spec, { renderer: "svg", actions: false, ast: true }).catch((error) => { plot.textContent = String(error); });
   }
 }
 
