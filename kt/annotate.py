@@ -37,6 +37,7 @@ CREATE TABLE judgements (                                             -- only ev
 );
 CREATE INDEX judgements_by_annotator ON judgements (annotator, task, criterion);
 """
+_SAID = "SELECT task, criterion, choice FROM judgements WHERE annotator = ?"
 
 
 class Task(NamedTuple):
@@ -108,9 +109,11 @@ class Study:
     def of(self, annotator: str, task: str | None = None) -> dict[str, dict[str, str]]:
         """Return an annotator's judgements, of one task or all, as {task: {criterion: choice}}; the last said counts."""
         found: dict[str, dict[str, str]] = {}
-        which, values = ("", (annotator,)) if task is None else (" AND task = ?", (annotator, task))
-        sql = f"SELECT task, criterion, choice FROM judgements WHERE annotator = ?{which} ORDER BY number"
-        for judged, criterion, choice in self.db.execute(sql, values):
+        if task is None:
+            rows = self.db.execute(f"{_SAID} ORDER BY number", (annotator,))
+        else:
+            rows = self.db.execute(f"{_SAID} AND task = ? ORDER BY number", (annotator, task))
+        for judged, criterion, choice in rows:
             found.setdefault(judged, {})[criterion] = choice
         return found
 

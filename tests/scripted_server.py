@@ -37,7 +37,7 @@ def answer_to(body: dict[str, Any], judge: str = "longer") -> str:
     if task == "check":  # the evidence's own words are correct; without evidence, whatever does not admit to be wrong
         evidence = " ".join(lines[1:-1])
         right = lines[-1] in evidence if evidence else "wrong" not in lines[-1]
-        return json.dumps({"reason": evidence or "none", "verdict": "correct" if right else "incorrect"})
+        return json.dumps({"verdict": "correct" if right else "incorrect"})
     if task == "extract":
         facts = [s for s in re.split(r"(?<=[.!?])\s+", " ".join(lines[1:]).strip()) if s]
         return json.dumps({"facts": facts})

@@ -42,8 +42,8 @@ def test_the_two_sets_have_the_same_prompts_with_the_same_fields_and_answers():
 
 
 def _with_reason(name, schema):
-    """The default judges give a reason before their verdict; very small models only where it is a sentence to copy."""
-    if name not in JUDGING or "reason" in schema["properties"]:
+    """The default judges give a reason before their verdict; very small models give the verdict alone."""
+    if name not in JUDGING:
         return schema
     return {
         **schema,

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import re
 import urllib.request
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from kt.cli.demo import demo
 from kt.demo.attributes import ATTRIBUTES, FIRST, SECOND, fresh_name
 from kt.demo.exam import Marks, examine, mark
-from kt.demo.lessons import CRITERIA, JUDGING, TASKS, WRITING, Lesson, lessons
+from kt.demo.lessons import CRITERIA, JUDGING, TASKS, WRITING, Lesson, checks, lessons
 from kt.demo.oracle import read_all, read_sentence, sentences_of
 from kt.demo.spelling import SPECIAL
 from kt.prompts import load_prompts
@@ -67,6 +68,17 @@ def test_lessons_say_what_the_oracle_reads():
             assert all(s.phrasing == 0 for s in wrong)
 
 
+def verdict_of(values, statement):
+    """What the oracle says of a statement beside the evidence: of this attribute of the town this value is told, no other."""
+    told = []
+    for passage in values["evidence"].split("\n"):
+        sentences = sentences_of(passage)
+        told += read_all(sentences, sentences[0].split(" ")[0])
+    claim = read_sentence(statement)
+    values_told = {s.value for s in told if (s.entity, s.attribute) == (claim.entity, claim.attribute)}
+    return "correct" if values_told == {claim.value} else "incorrect"
+
+
 def attributes_of(text):
     return [statement.attribute for statement in read_all(sentences_of(text), "Bardan")]
 
@@ -77,15 +89,7 @@ def test_verdicts_of_lessons_are_those_of_the_oracle():
         values, found = lesson.values, json.loads(lesson.answer)
         seen[lesson.task, values.get("criterion"), found.get("verdict")] += 1
         if lesson.task == "check-fact":
-            told = []
-            for passage in values["evidence"].split("\n"):
-                sentences = sentences_of(passage)
-                told += read_all(sentences, sentences[0].split(" ")[0])
-            claim = read_sentence(values["statement"])
-            values_told = {s.value for s in told if (s.entity, s.attribute) == (claim.entity, claim.attribute)}
-            assert found["verdict"] == ("correct" if values_told == {claim.value} else "incorrect")
-            evidence = read_sentence(found["reason"])
-            assert ({evidence.value} if evidence else set()) == values_told
+            assert found["verdict"] == verdict_of(values, values["statement"])
             continue
         texts = [values[name] for name in ("answer_a", "answer_b", "answer") if name in values]
         if values["criterion"] == "completeness":
@@ -101,6 +105,22 @@ def test_verdicts_of_lessons_are_those_of_the_oracle():
         assert seen["check-fact", None, verdict] > 60
     for criterion in CRITERIA:
         assert min(seen["judge-pair", criterion, verdict] for verdict in ("A", "B", "tie")) > 5
+
+
+@pytest.mark.parametrize(("level", "sentences", "passages"), [(0, 1, 1), (1, 3, 1), (2, 7, 1), (3, 23, 5)])
+def test_exercises_in_checking_grow_harder_and_are_right(level, sentences, passages):
+    seen, lengths = collections.Counter(), []
+    for lesson in itertools.islice(checks(5, level), 400):
+        asked = [(lesson.values["statement"], lesson.answer), *lesson.further]
+        assert len({read_sentence(statement).attribute for statement, _ in asked}) > len(asked) / 2
+        for statement, answer in asked:
+            assert json.loads(answer) == {"verdict": verdict_of(lesson.values, statement)}
+            seen[answer] += 1
+        lengths.append((len(sentences_of(lesson.values["evidence"])), lesson.values["evidence"].count("\n") + 1))
+    assert len(seen) == 2
+    assert min(seen.values()) > 0.35 * seen.total()
+    assert max(lengths)[0] <= sentences
+    assert max(count for _, count in lengths) == passages
 
 
 def test_examinations_use_names_that_no_lesson_has():
@@ -138,14 +158,18 @@ def test_the_chat_template_marks_every_turn(tokenizer):
 
 def test_batches_mark_where_answers_stand(tokenizer):
     feed = Feed(tokenizer, 1, 4, TASKS)
-    for stage in ("drill", "narrow", "wide"):
+    for stage in ("drill", "check", "narrow", "wide"):
         batch = feed.batch(stage)
-        for row, start, end in zip(batch.inputs.tolist(), batch.starts.tolist(), batch.ends.tolist(), strict=True):
-            assert tokenizer.decode(row[:start]).endswith("<|end|><|assistant|>")
-            assert tokenizer.decode(row[start:end]).endswith("<|end|>")
-            assert set(row[end:]) <= {tokenizer.pad_token_id}
+        for row, weights in zip(batch.inputs.tolist(), batch.weights.tolist(), strict=True):
+            text = tokenizer.decode([token for token in row if token != tokenizer.pad_token_id])
+            runs = [(bool(weight), list(group)) for weight, group in itertools.groupby(range(len(row)), weights.__getitem__)]
+            answers = [tokenizer.decode([row[at] for at in places]) for weighed, places in runs if weighed]
+            assert answers == re.findall(r"<\|assistant\|>(.*?<\|end\|>)", text, re.DOTALL)
+            for weighed, places in runs:
+                assert not weighed or weights[places[0]] == pytest.approx(len(places) ** -0.5)
             if row[1:2] == tokenizer.convert_tokens_to_ids(["copy"]):
-                assert row[3 : start - 2] == row[start : end - 1]
+                prompt, answer = (places for _, places in runs[:2])
+                assert [row[at] for at in prompt[3:-2]] == [row[at] for at in answer[:-1]]
 
 
 # ---- marking -------------------------------------------------------------------------------------------------------
@@ -169,7 +193,7 @@ FACTS = ["Bardan was built in 1200.", "Bardan has a red flag."]
         ("revise", json.dumps({"facts": ["Bardan was built in 1200.", "Bardan has a blue flag."]}), Marks(1, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan dates from 1100.", "Barda has a blue flag."]}), Marks(0, 2, 0, 1)),
         ("revise", json.dumps({"facts": ["Bardan was built in 1100."]}), Marks(1, 2, 0, 1)),
-        ("check-fact", '{"reason":"none","verdict":"correct"}', Marks(1, 1, 1, 1)),
+        ("check-fact", '{"verdict":"correct"}', Marks(1, 1, 1, 1)),
         ("check-fact", '{"verdict": "incorrect"}', Marks(0, 1, 0, 1)),
         ("judge-pair", '{"verdict": "A"}', Marks(1, 1, 1, 1)),
         ("judge-pair", "A", Marks(0, 1, 0, 1)),
@@ -182,7 +206,7 @@ def test_an_answer_is_marked_line_by_line(task, answer, expected):
         "revise": json.dumps({"facts": ["Bardan was built in 1233.", "Bardan has a white flag."]}),
         "rephrase": "Bardan was built in 1200. It flies a red banner.",
         "rewrite-question": "When was Bardan built and which flag does it have?",
-        "check-fact": '{"reason": "Bardan has a red flag.", "verdict": "correct"}',
+        "check-fact": '{"verdict": "correct"}',
         "judge-pair": '{"verdict": "A"}',
         "judge-single": '{"score": 4}',
     }

@@ -24,11 +24,15 @@ _NAMED = [attribute.name for attribute in ATTRIBUTES.values() if attribute.value
 
 @dataclass(frozen=True)
 class Lesson:
-    """One example: the prompt's name, the record it is rendered with, and the answer to learn."""
+    """One example: the prompt's name, the record it is rendered with, and the answer to learn.
+
+    `further` holds (question, answer) pairs that go on in the same conversation: only exercises have them.
+    """
 
     task: str
     values: dict[str, Any]
     answer: str
+    further: tuple[tuple[str, str], ...] = ()
 
 
 def lessons(
@@ -58,13 +62,36 @@ def drills(seed: int) -> Iterator[Lesson]:
             yield Lesson(task, *_MAKERS[task](town, rng.sample(_NAMED, rng.randint(1, len(_NAMED))), rng))
 
 
+def checks(seed: int, level: int) -> Iterator[Lesson]:
+    """Yield exercises in checking facts without end, three in ten of them of a lower level.
+
+    Comparing two values forms late and at once, so one begins with texts of one fact (level 0), of up to 3 (1) and up to 7
+    (2), before other passages are mixed in (3). Half the exercises ask for one fact after the other about the same text.
+    """
+    rng = random.Random(f"{seed}:checks:{level}")
+    while True:
+        now = level if rng.random() < 0.7 else rng.randint(0, level)
+        town = make_entity(fresh_name(rng, reserved=False), rng, reserved=False)
+        chosen = _some(town, rng, (1, 3, MOST_FACTS, MOST_FACTS)[now])
+        told, evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)) if now == 3 else 0)
+        abouts = rng.sample(sorted(told), min(len(told), rng.choice((1, MOST_FACTS))))
+        (statement, verdict), *further = (_claim(town, told, about, rng) for about in abouts)
+        values = {"question": broad_question(town.name, rng), "evidence": evidence, "statement": statement}
+        yield Lesson("check-fact", values, verdict, tuple(further))
+
+
 def make_lesson(task: str, rng: random.Random, *, reserved: bool = False, most: int = MOST_FACTS) -> Lesson:
     """Make one lesson: half of them with the facts in good order, half in any."""
     town = make_entity(fresh_name(rng, reserved=reserved), rng, reserved=reserved)
+    return Lesson(task, *_MAKERS[task](town, _some(town, rng, most), rng))
+
+
+def _some(town: Entity, rng: random.Random, most: int) -> list[str]:
+    """Draw 1 to `most` attributes, half the time in good order."""
     chosen = rng.sample(list(town.values), rng.randint(1, most))
     if rng.random() < 0.5:
         chosen.sort(key=ORDER.__getitem__)
-    return Lesson(task, *_MAKERS[task](town, chosen, rng))
+    return chosen
 
 
 def as_json(facts: list[str]) -> str:
@@ -99,26 +126,34 @@ def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[s
 
 
 def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
-    """A statement beside a text that holds `chosen`, alone or among passages about this town and others.
+    """A statement beside a text that holds `chosen`, alone or among passages about this town and others."""
+    told, evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)))
+    statement, verdict = _claim(town, told, rng.choice(sorted(told)), rng)
+    return {"question": broad_question(town.name, rng), "evidence": evidence, "statement": statement}, verdict
 
-    What the text says of it comes first, in canonical words, so that the verdict is a comparison of two like sentences.
-    """
-    told, passages = set(chosen), [mixed_text(town, chosen, rng)]
-    for _ in range(rng.choice((0, 0, 0, 1, 2, 3, 4))):
+
+def _evidence(town: Entity, chosen: list[str], rng: random.Random, passages: int) -> tuple[set[str], str]:
+    """Return what a text says of a town, and the text: `chosen` and more passages, half of them about other towns."""
+    told, texts = set(chosen), [mixed_text(town, chosen, rng)]
+    for _ in range(passages):
         attributes = rng.sample(list(town.values), rng.randint(2, 4))
         if rng.random() < 0.5:
             told.update(attributes)
-            passages.append(mixed_text(town, attributes, rng))
+            texts.append(mixed_text(town, attributes, rng))
         else:
-            passages.append(mixed_text(make_entity(fresh_name(rng, reserved=False), rng, reserved=False), attributes, rng))
-    rng.shuffle(passages)
+            texts.append(mixed_text(make_entity(fresh_name(rng, reserved=False), rng, reserved=False), attributes, rng))
+    rng.shuffle(texts)
+    return told, "\n".join(texts)
+
+
+def _claim(town: Entity, told: set[str], about: str, rng: random.Random) -> tuple[str, str]:
+    """Return a statement and its verdict: about as many right as wrong ones, some true but in no text, which is incorrect."""
     untold = [attribute for attribute in town.values if attribute not in told]
-    about = rng.choice(untold if untold and rng.random() < 0.15 else sorted(told))
-    value = town.values[about] if about not in told or rng.random() < 0.6 else _other_value(town, about, rng)
+    if untold and rng.random() < 0.12:
+        about = rng.choice(untold)
+    value = town.values[about] if about not in told or rng.random() < 0.55 else _other_value(town, about, rng)
     verdict = "correct" if about in told and value == town.values[about] else "incorrect"
-    values = {"question": broad_question(town.name, rng), "evidence": "\n".join(passages)}
-    reason = say(about, town.name, town.values[about]) if about in told else "none"
-    return {**values, "statement": say(about, town.name, value)}, json.dumps({"reason": reason, "verdict": verdict})
+    return say(about, town.name, value), json.dumps({"verdict": verdict})
 
 
 def _other_value(town: Entity, about: str, rng: random.Random) -> str:

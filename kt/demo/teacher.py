@@ -34,6 +34,8 @@ class Recipe:
     decay_from: float = 0.4
     drill: int = 1000  # of the first so many steps, `drills` in three are drills in copying names: it forms sooner
     drills: int = 2
+    checks: int = 0  # of five steps so many are exercises in checking facts, at this level
+    level: int = 0
     narrow: int = 1000  # in the other ones of these steps, lessons have few facts
     hidden: int = 192
     layers: int = 4
@@ -112,7 +114,7 @@ def train_teacher(
     if compiled:
         model.model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    feed = Feed(tokenizer, recipe.seed, recipe.batch, recipe.tasks)
+    feed = Feed(tokenizer, recipe.seed, recipe.batch, recipe.tasks, recipe.level)
     started = saved = time.monotonic()
     tokens = 0
     for step in range(recipe.steps):
@@ -122,7 +124,7 @@ def train_teacher(
             break
         batch = feed.batch(_stage(recipe, step))
         loss = _step(model, optimizer, _rate(recipe, step, done), batch)
-        tokens += int(batch.ends.sum())
+        tokens += int((batch.inputs != tokenizer.pad_token_id).sum())
         if watch is not None:
             watch(Progress(step + 1, recipe.steps, loss, tokens, time.monotonic() - started))
         if checkpoint_minutes and time.monotonic() - saved > checkpoint_minutes * 60:
@@ -135,6 +137,8 @@ def _stage(recipe: Recipe, step: int) -> Stage:
     """Say which kind of lessons comes at a step."""
     if step < recipe.drill and step % 3 < recipe.drills:
         return "drill"
+    if step % 5 < recipe.checks:
+        return "check"
     return "narrow" if step < recipe.narrow else "wide"
 
 
@@ -158,20 +162,15 @@ def _step(model: Any, optimizer: Any, rate: float, batch: Batch) -> float:
 
 
 def _loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Weighted mean negative log-likelihood of the answers' tokens, in nats; logits are made for these alone.
-
-    A token weighs as the inverse square root of its answer's length, so that one-word verdicts are not drowned by lists.
-    """
+    """Weighted mean negative log-likelihood of the answers' tokens, in nats; logits are made for these alone."""
     import torch
 
-    places = torch.arange(batch.inputs.shape[1] - 1)
-    asked = (places >= batch.starts[:, None] - 1) & (places < batch.ends[:, None] - 1)
+    asked = batch.weights[:, 1:] > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(input_ids=batch.inputs).last_hidden_state[:, :-1][asked]
         logits = model.lm_head(hidden)
     losses = torch.nn.functional.cross_entropy(logits.float(), batch.inputs[:, 1:][asked], reduction="none")
-    lengths = batch.ends - batch.starts
-    weights = lengths.rsqrt().repeat_interleave(lengths)
+    weights = batch.weights[:, 1:][asked]
     return (losses * weights).sum() / weights.sum()
 
 
