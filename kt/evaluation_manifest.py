@@ -49,7 +49,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier evaluation left: this one may have other parts."""
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("manifest.json", "results.json"):
+    for name in ("manifest.json", "results.json", "inputs.json"):  # the last is an experiment's: done with these inputs
         (out / name).unlink(missing_ok=True)
 
 

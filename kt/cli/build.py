@@ -102,9 +102,9 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
     plain |= {key: given[key] for key in ("timeout", "retries", "max_cost")}
     plain |= {key: list(given[key]) or None for key in ("data", "base_url", "aspects")}
     values.update({key: value for key, value in plain.items() if value is not None})
-    _nested(values, "difficulty", mode=given["difficulty"], scorer=given["scorer"], adapter=given["adapter"])
-    _nested(values, "server", max_model_len=given["max_model_len"])
-    _nested(values, "fallback", model=given["fallback_model"], base_url=list(given["fallback_url"]) or None)
+    options.nested(values, "difficulty", mode=given["difficulty"], scorer=given["scorer"], adapter=given["adapter"])
+    options.nested(values, "server", max_model_len=given["max_model_len"])
+    options.nested(values, "fallback", model=given["fallback_model"], base_url=list(given["fallback_url"]) or None)
     if given["fallback"]:
         values["fallback"] = values.get("fallback") or {}
     elif values.get("fallback") and not config:
@@ -113,12 +113,6 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
         if not values.get(name):
             raise click.UsageError(f"Missing option '--{name}' (or the key {name} in a config).")
     return validate(BuildConfig, values, config or "options")
-
-
-def _nested(values: dict[str, Any], section: str, **given: Any) -> None:
-    found = {key: value for key, value in given.items() if value is not None}
-    if found:
-        values[section] = {**(values.get(section) or {}), **found}
 
 
 def _last_line(result: Any, out: str) -> str:
