@@ -24,7 +24,7 @@ from kt.metrics import Metric, bertscore, meteor, read_encoder
 from kt.offline import go_offline
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, jsonl_writer, read_jsonl, write_json, write_jsonl
+from kt.records import Record, check_folder, jsonl_writer, read_jsonl, write_json, write_jsonl
 
 NEEDS = {"judge": ("judge-pair",), "score": ("judge-single",), "facts": ("extract", "check-fact")}
 
@@ -84,10 +84,11 @@ def evaluate(
     if config.offline:
         go_offline()
     check_out(config)
+    check_folder(Path(config.out))
     run = Evaluation(config, needed_prompts(config), watcher or Watcher(), counters=counters or Counters())
     with contextlib.ExitStack() as stack:
         metrics = _metrics(config)
-        evidence = _evidence(config, stack)
+        evidence = evidence_of(config, stack)
         if config.judge:
             _ask_judges(run, stack, on_wait)
         answers = {name: read_answers(name, place) for name, place in config.answers.items()}
@@ -127,7 +128,8 @@ def _metrics(config: EvaluateConfig) -> list[Metric]:
     return found
 
 
-def _evidence(config: EvaluateConfig, stack: contextlib.ExitStack) -> facts.Evidence:
+def evidence_of(config: EvaluateConfig, stack: contextlib.ExitStack) -> facts.Evidence:
+    """Return what facts are checked against; a collection of documents is read, and closed with the stack."""
     kind = evidence_kind(config)
     if kind == "gold" or "facts" not in config.metrics:
         return facts.gold_evidence

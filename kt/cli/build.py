@@ -61,9 +61,10 @@ def build_data(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **
     """
     settings = read_settings(config, given)
     if dry_run:
+        from kt.cli.estimate import print_estimate
         from kt.estimate import estimate
 
-        _print_estimate(estimate(settings), as_json)
+        print_estimate(estimate(settings), as_json)
         return
     result = _build(settings, quiet)
     if as_json:
@@ -122,17 +123,3 @@ def _last_line(result: Any, out: str) -> str:
     fallback = f" ({counters.fallback} by the fallback)" if counters.fallback else ""
     calls = f"{counters.sent} calls sent{fallback}{cost}, {counters.hits} answers from the cache"
     return f"read {result.read} items, wrote {written}, rejected {result.rejected}; {calls}; {Path(out) / 'sets'}"
-
-
-def _print_estimate(plan: Any, as_json: bool) -> None:
-    if as_json:
-        options.print_json(dataclasses.asdict(plan))
-        return
-    for step in plan.steps:
-        tokens = f"{step.prompt_tokens:,} + {step.completion_tokens:,} tokens"
-        click.echo(
-            f"{step.name:17} {step.calls:7,} calls, {step.cached:7,} cached, {step.calls - step.cached:7,} to send, {tokens}"
-        )
-    click.echo(f"to send: {plan.to_send:,} calls, about {plan.tokens:,} tokens; {plan.price_line}")
-    click.echo("the first request in full:")
-    options.print_json(plan.first_request)

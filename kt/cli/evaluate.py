@@ -52,9 +52,10 @@ METRICS = "meteor,meteor-no-wordnet,bertscore,judge,score,facts"
 @click.option("--retries", type=click.IntRange(min=0), metavar="N", help="Repeats after a 5xx. [default: 3]")
 @click.option("--max-cost", type=float, metavar="DOLLARS", help="Stop before this is passed.")
 @click.option("--max-model-len", type=int, metavar="N", help="Context of a server that kt starts.")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked and what it would cost; ask nothing.")
 @options.json_option
 @options.quiet_option
-def evaluate(config: str | None, as_json: bool, quiet: bool, **given: Any) -> None:
+def evaluate(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Compare the answers of several methods to the same test questions.
 
     METEOR and BERTScore against the gold answers; a judge's win, tie and lose by completeness, factuality and logicality, in
@@ -70,9 +71,13 @@ def evaluate(config: str | None, as_json: bool, quiet: bool, **given: Any) -> No
     or without WordNet, an encoder and a judge:
       kt evaluate --answers sft=runs/sft --data test.json --metrics meteor-no-wordnet --out runs/evaluation
     or from a config, with another judge:
+      kt evaluate configs/evaluate-tiny.yaml --judge m --base-url http://127.0.0.1:8000/v1 --dry-run
       kt evaluate configs/evaluate-tiny.yaml --judge m --base-url http://127.0.0.1:8000/v1
     """
     settings = read_settings(config, given)
+    if dry_run:
+        _dry_run(settings, as_json)
+        return
     run = _evaluate(settings, quiet)
     if as_json:
         options.print_json(run.results)
@@ -147,6 +152,18 @@ def _put_judges(values: dict[str, Any], given: dict[str, Any]) -> None:
         return
     base_url = list(given["second_base_url"]) or None
     options.nested(values, "second_judge", model=given["second_judge"], backend=backend, base_url=base_url)
+
+
+def _dry_run(settings: Any, as_json: bool) -> None:
+    from kt.cli.estimate import print_estimate
+    from kt.evaluation_estimate import estimate_evaluation
+
+    plan = estimate_evaluation(settings)
+    if not as_json:
+        click.echo(f"{plan.items['used']} of {plan.items['read']} items, the answers of {len(settings.answers)} method(s)")
+    answers, sentences = plan.unsplit["answers"], plan.unsplit["sentences"]
+    more = f"and check-fact once for each fact of {answers:,} answers ({sentences:,} sentences): how many, only the split tells"
+    print_estimate(plan, as_json, [more] if answers else [])
 
 
 def _evaluate(config: Any, quiet: bool) -> Any:
