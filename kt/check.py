@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kt.config import BuildConfig, read_yaml, validate
+from kt.answers import read_answers
+from kt.config import BuildConfig, EvaluateConfig, find_shipped, read_yaml, validate
 from kt.errors import KtError
+from kt.evaluate import as_writer, judges_of, needed_prompts
 from kt.experiment_settings import build_config, check_settings
 from kt.items import read_items
+from kt.metrics import read_encoder
 from kt.prompts import load_prompts
-from kt.train_config import ExperimentConfig, needs_build, read_experiment
+from kt.records import Record
+from kt.train_config import ExperimentConfig, is_experiment, needs_build, read_experiment
 
 SHORT_ANSWER_WORDS = 10
 """The paper keeps answers of at least this many words: shorter ones hold hardly a fact."""
@@ -35,12 +39,12 @@ def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], t
     test = list(test)
     for path in configs:
         try:
-            config = _experiment(path, test) if _is_experiment(path) else validate(BuildConfig, read_yaml(path), path)
+            config = _config(path, test)
         except KtError as error:
             report.problems.append(str(error))
             continue
         report.looked_at.append(f"{path}: config of {config.out}")
-        data += [name for name in config.data if name != "-"]
+        (test if isinstance(config, EvaluateConfig) else data).extend(name for name in config.data if name != "-")
         if isinstance(config, BuildConfig):
             prompts.append(config.prompts)
     for name in dict.fromkeys(prompts):
@@ -50,8 +54,27 @@ def check(configs: Sequence[str], prompts: Sequence[str], data: Sequence[str], t
     return report
 
 
-def _is_experiment(path: str) -> bool:
-    return not {"build", "methods", "sft", "ka", "kc", "lora", "test"}.isdisjoint(read_yaml(path))
+def _config(path: str, test: list[str]) -> BuildConfig | EvaluateConfig | ExperimentConfig:
+    """Check a config of any kind, told apart by its keys."""
+    values = read_yaml(find_shipped("configs", path))
+    if is_experiment(values):
+        return _experiment(path, test)
+    if (EvaluateConfig.model_fields.keys() - BuildConfig.model_fields.keys()).isdisjoint(values):
+        return validate(BuildConfig, values, path)
+    return _evaluation(path, values)
+
+
+def _evaluation(path: str, values: Record) -> EvaluateConfig:
+    """Check an evaluation and what it reads beside its data: prompts, answers, encoder."""
+    config = validate(EvaluateConfig, values, path)
+    needed_prompts(config)
+    for one in judges_of(config):
+        as_writer(config, one)
+    for name, place in config.answers.items():
+        read_answers(name, place)
+    if "bertscore" in config.metrics:
+        read_encoder(config.encoder or "", config.encoder_layer)
+    return config
 
 
 def _experiment(path: str, test: list[str]) -> BuildConfig | ExperimentConfig:

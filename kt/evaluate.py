@@ -24,7 +24,7 @@ from kt.metrics import Metric, bertscore, meteor, read_encoder
 from kt.offline import go_offline
 from kt.pipeline import Inputs, Step, StepResult, Watcher, run_step
 from kt.prompts import Prompt, load_prompts
-from kt.records import Record, jsonl_writer, read_jsonl, write_json, write_jsonl
+from kt.records import Record, check_folder, jsonl_writer, read_jsonl, write_json, write_jsonl
 
 NEEDS = {"judge": ("judge-pair",), "score": ("judge-single",), "facts": ("extract", "check-fact")}
 
@@ -84,10 +84,11 @@ def evaluate(
     if config.offline:
         go_offline()
     check_out(config)
-    run = Evaluation(config, _prompts(config), watcher or Watcher(), counters=counters or Counters())
+    check_folder(Path(config.out))
+    run = Evaluation(config, needed_prompts(config), watcher or Watcher(), counters=counters or Counters())
     with contextlib.ExitStack() as stack:
         metrics = _metrics(config)
-        evidence = _evidence(config, stack)
+        evidence = evidence_of(config, stack)
         if config.judge:
             _ask_judges(run, stack, on_wait)
         answers = {name: read_answers(name, place) for name, place in config.answers.items()}
@@ -103,7 +104,8 @@ def evaluate(
 # ---- what is needed --------------------------------------------------------------------------------------------------
 
 
-def _prompts(config: EvaluateConfig) -> dict[str, Prompt]:
+def needed_prompts(config: EvaluateConfig) -> dict[str, Prompt]:
+    """Return the prompts that the metrics need, by name; PromptError if the set lacks one."""
     needed = [prompt for metric in config.metrics for prompt in NEEDS.get(metric, ())]
     if not needed:
         return {}
@@ -126,7 +128,8 @@ def _metrics(config: EvaluateConfig) -> list[Metric]:
     return found
 
 
-def _evidence(config: EvaluateConfig, stack: contextlib.ExitStack) -> facts.Evidence:
+def evidence_of(config: EvaluateConfig, stack: contextlib.ExitStack) -> facts.Evidence:
+    """Return what facts are checked against; a collection of documents is read, and closed with the stack."""
     kind = evidence_kind(config)
     if kind == "gold" or "facts" not in config.metrics:
         return facts.gold_evidence
@@ -138,13 +141,11 @@ def _evidence(config: EvaluateConfig, stack: contextlib.ExitStack) -> facts.Evid
 def _ask_judges(run: Evaluation, stack: contextlib.ExitStack, on_wait: Callable[..., Any] | None) -> None:
     """Open the cache, and a client for each judge."""
     config = run.config
-    judges = [one for one in (config.judge, config.second_judge) if one is not None]
-    if len(names := [judge_name(one) for one in judges]) > len(set(names)):
-        raise InputError(f"both judges go by the name {names[0]}: rename one's folder, or give one a revision")
+    judges = judges_of(config)
     read_only = all(one.backend == "replay" for one in judges)
     cache = stack.enter_context(Cache(config.cache, read_only=read_only))
     for one, log in zip(judges, ("engine.log", "engine-2.log"), strict=False):
-        backends = writers(_as_writer(config, one), cache, run.out / log, on_wait)
+        backends = writers(as_writer(config, one), cache, run.out / log, on_wait)
         for backend in backends:
             if isinstance(backend, StartedEndpoint):
                 stack.callback(backend.stop)
@@ -154,7 +155,15 @@ def _ask_judges(run: Evaluation, stack: contextlib.ExitStack, on_wait: Callable[
             run.second = stack.enter_context(run.client.beside(backends, config.workers))
 
 
-def _as_writer(config: EvaluateConfig, one: JudgeConfig) -> BuildConfig:
+def judges_of(config: EvaluateConfig) -> list[JudgeConfig]:
+    """Return the judges in order, none, one or two; InputError if two go by one name."""
+    judges = [one for one in (config.judge, config.second_judge) if one is not None]
+    if len(names := [judge_name(one) for one in judges]) > len(set(names)):
+        raise InputError(f"both judges go by the name {names[0]}: rename one's folder, or give one a revision")
+    return judges
+
+
+def as_writer(config: EvaluateConfig, one: JudgeConfig) -> BuildConfig:
     """Return the settings by which a judge is asked, in the form in which a build's writer is."""
     shared = config.model_dump(
         include={"data", "out", "cache", "offline", "inside", "server", "workers", "timeout", "retries", "max_cost"}

@@ -16,7 +16,7 @@ from kt.evidence import files_of
 from kt.metrics import read_encoder
 from kt.pipeline import StepResult
 from kt.prompts import Prompt
-from kt.records import check_folder, file_hash, input_hashes, write_json
+from kt.records import file_hash, input_hashes, write_json
 from kt.weights import fingerprint
 from kt.wordnet import wordnet_hash
 
@@ -42,14 +42,13 @@ def check_out(config: EvaluateConfig) -> None:
     for place in (*config.answers.values(), *documents):
         if out.resolve() in Path(place).resolve().parents:
             raise InputError(f"--out {out}: {place} lies in it and is read; give a folder for the evaluation alone")
-    check_folder(out)
 
 
 def clear(out: Path) -> None:
     """Remove what an earlier evaluation left: this one may have other parts."""
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("manifest.json", "results.json"):
+    for name in ("manifest.json", "results.json", "inputs.json"):  # the last is an experiment's: done with these inputs
         (out / name).unlink(missing_ok=True)
 
 

@@ -127,6 +127,11 @@ def data_of(config: ExperimentConfig, training: Training) -> Path:
     return Path(config.out) / "data" / "sets" / f"{training.stage}.jsonl"
 
 
+def is_experiment(values: Mapping[str, Any]) -> bool:
+    """Say whether a config is a whole experiment, not that of one command."""
+    return not {"build", "evaluate", "methods", "sft", "ka", "kc", "lora", "test"}.isdisjoint(values)
+
+
 def read_experiment(path: str | Path, given: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """Read an experiment's YAML; `given` goes before what the file says. ConfigError names file, line and key."""
     found = find_shipped("configs", path)

@@ -14,9 +14,10 @@ import pytest
 from kt.check import check
 from kt.cli import COMMANDS
 from kt.cli import kt as group
-from kt.config import BuildConfig, find_shipped, read_yaml, validate
+from kt.config import BuildConfig, EvaluateConfig, find_shipped, read_yaml, validate
 from kt.doctor import examine
 from kt.prices import price_of
+from kt.records import write_jsonl
 from kt.train_config import build_settings, read_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def test_every_config_loads(path: Path) -> None:
         if "methods" in values:
             assert read_experiment(path).methods
             values = build_settings(values)
-        validate(BuildConfig, values, path)
+        validate(EvaluateConfig if "answers" in values else BuildConfig, values, path)
         assert path.name in (ROOT / "configs/README.md").read_text()
 
 
@@ -110,6 +111,36 @@ def test_check_looks_at_the_whole_of_an_experiment(tmp_path: Path) -> None:
     report = check([str(config)], [], [], [])
     assert report.problems == []
     assert any("1 test questions also stand in the training data" in warning for warning in report.warnings)
+
+
+def test_check_tells_an_evaluation_from_a_build_and_looks_at_what_it_reads(tmp_path: Path) -> None:
+    rows = [{"id": "1", "question": "Who keeps the light of Belmora?", "answer": "Ina Varga keeps it, as her father did."}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name in ("kt", "sft"):
+        write_jsonl(tmp_path / name / "records.jsonl", rows)
+    config = tmp_path / "e.yaml"
+    shared = f"out: {tmp_path}/out\ndata: [{tmp_path}/a.json]\nanswers: {{kt: {tmp_path}/kt, sft: {tmp_path}/sft}}\n"
+    config.write_text(f"{shared}metrics: [judge]\njudge: {{model: m}}\n")
+    report = check([str(config)], [], [str(tmp_path / "a.json")], [])
+    assert report.problems == []
+    assert f"{config}: config of {tmp_path}/out" in report.looked_at
+    assert any("1 test questions also stand in the training data" in warning for warning in report.warnings)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/extract.yaml").write_text((ROOT / "prompts/compact/extract.yaml").read_text())
+    for line, words in (
+        ("metrics: [judge]\njudg: {model: m}", "line 5: judg: unknown key; known keys: all_pairs, answers"),
+        ("metrics: [judge]", "metrics judge need a judge"),
+        ("metrics: [judge]\njudge: {model: m, backend: openai}", "the judge: 1 wrong setting(s)"),
+        (f"metrics: [judge]\njudge: {{model: m}}\nprompts: {tmp_path}/prompts", "no judge-pair.yaml, which kt evaluate needs"),
+        (f"metrics: [bertscore]\nencoder: {tmp_path}", "no encoder's folder"),
+        ("metrics: [meteor]\nlimit: 0", "line 5: limit: "),
+    ):
+        config.write_text(f"{shared}{line}\n")
+        problems = check([str(config)], [], [], []).problems
+        assert len(problems) == 1
+        assert words in problems[0]
+    config.write_text(shared.replace("/sft}", "/gone}") + "metrics: [meteor]\n")
+    assert any("gone" in problem for problem in check([str(config)], [], [], []).problems)
 
 
 def test_check_counts_real_dolly(dolly: Path) -> None:

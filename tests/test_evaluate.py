@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import tiny_models
+import yaml
 from conftest import DOLLY, needs
 from scripted_server import Running, scripted_server
 from test_metrics import make_encoder, make_wordnet
 
-from kt.cli.evaluate import table
+from kt.cli.evaluate import evaluate as command
+from kt.cli.evaluate import read_settings, table
+from kt.config import EvaluateConfig
+from kt.errors import ConfigError
 from kt.evaluate import comparisons
 from kt.items import read_items
 from kt.records import file_hash, read_jsonl, write_jsonl
@@ -139,6 +143,7 @@ def test_a_smaller_evaluation_leaves_nothing_of_the_larger(tmp_path: Path) -> No
     common = [*study(tmp_path, 3), "--cache", tmp_path / "c.sqlite"]
     with scripted_server(tmp_path) as server:
         assert kt(*common, *PARTS, *at(server), "--out", tmp_path / "a").returncode == 0
+        (tmp_path / "a/inputs.json").write_text("{}")  # `kt run` says there of what these results are
         for out in ("a", "b"):
             done = kt(*common, "--metrics", "judge", "--rule", "strict", "--limit", 2, *at(server), "--out", tmp_path / out)
             assert done.returncode == 0, done.stderr
@@ -148,6 +153,126 @@ def test_a_smaller_evaluation_leaves_nothing_of_the_larger(tmp_path: Path) -> No
 def test_who_is_compared_with_whom() -> None:
     assert comparisons(["a", "b", "c"], False) == [("a", "b"), ("a", "c")]
     assert comparisons(["a", "b", "c"], True) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+# ---- from a config ---------------------------------------------------------------------------------------------------
+
+
+def config_of(folder: Path, url: str, **more: Any) -> Path:
+    """Write a config of the study; return its place."""
+    study(folder)
+    values = {
+        "answers": {name: str(folder / name) for name in ("kt", "sft")},
+        "data": [str(folder / "test.json")],
+        "out": str(folder / "y"),
+        "cache": str(folder / "c.sqlite"),
+        "metrics": ["meteor-no-wordnet", "judge", "facts"],
+        "judge": {"backend": "openai", "model": "m", "base_url": [url]},
+    }
+    (folder / "e.yaml").write_text(yaml.safe_dump({**values, **more}, sort_keys=False))
+    return folder / "e.yaml"
+
+
+def settings(*args: object) -> EvaluateConfig:
+    """What the command makes of its arguments, before it does anything."""
+    given = dict(command.make_context("evaluate", [str(one) for one in args]).params)
+    del given["as_json"], given["quiet"]
+    found = read_settings(given.pop("config"), given)
+    assert isinstance(found, EvaluateConfig)
+    return found
+
+
+def test_a_config_evaluates_as_the_options_do_and_options_go_before_it(tmp_path: Path) -> None:
+    with scripted_server(tmp_path) as server:
+        config = config_of(tmp_path, server.url)
+        first = kt(config)
+        assert first.returncode == 0, first.stderr
+        given = ["--metrics", "meteor-no-wordnet,judge,facts", "--cache", tmp_path / "c.sqlite"]
+        assert kt(*study(tmp_path), *given, *at(server), "--out", tmp_path / "b").returncode == 0
+        assert tree(tmp_path / "y") == tree(tmp_path / "b")
+        other = kt(config, "--limit", 3, "--metrics", "judge", "--judge", "n", "--revision", "1", "--out", tmp_path / "o")
+        assert other.returncode == 0, other.stderr
+    said = json.loads((tmp_path / "o/results.json").read_text())["settings"]
+    assert (said["limit"], said["metrics"], said["judge"]) == (3, ["judge"], "n@1")
+    assert kt(config, "--backend", "replay", "--out", tmp_path / "r").returncode == 0
+    assert tree(tmp_path / "y") == tree(tmp_path / "r")
+
+
+def test_options_about_judges_go_before_the_configs_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KT_CACHE", raising=False)
+    url = "http://127.0.0.1:9/v1"
+    second = {"backend": "vllm", "model": "n", "revision": "2"}
+    config = config_of(tmp_path, url, second_judge=second, server={"dtype": "float32"}, all_pairs=True)
+    found = settings(config, "--api-key-env", "OTHER", "--max-model-len", 99)
+    assert found.cache == str(tmp_path / "c.sqlite")
+    assert found.judge is not None
+    assert found.second_judge is not None
+    assert (found.judge.model, found.judge.base_url, found.judge.api_key_env) == ("m", [url], "OTHER")
+    assert (found.second_judge.model, found.second_judge.revision, found.second_judge.base_url) == ("n", "2", [])
+    assert (found.server.dtype, found.server.max_model_len, found.all_pairs) == ("float32", 99, True)
+    replayed = settings(config, "--backend", "replay")
+    assert [one and one.backend for one in (replayed.judge, replayed.second_judge)] == ["replay", "replay"]
+    apart = settings(config, "--backend", "replay", "--second-backend", "openai").second_judge
+    assert apart is not None
+    assert apart.backend == "openai"
+    alone = settings(config_of(tmp_path, url), "--second-judge", "n", "--answers", "a=x", "--answers", "b=y")
+    assert alone.second_judge is not None
+    assert (alone.second_judge.backend, alone.second_judge.base_url) == ("openai", [url])
+    assert alone.answers == {"a": "x", "b": "y"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "words"),
+    [
+        ("metrcs: [judge]", [], "e.yaml: 1 wrong setting(s):\n  line 17: metrcs: unknown key; known keys: all_pairs"),
+        ("server: {max_len: 5}", [], "line 17: server.max_len: unknown key"),
+        ("rule: lenient", [], "line 17: rule: "),
+        ("out:", [], "not YAML"),  # a key given twice
+        ("second_judge: n", ["--second-backend", "vllm"], "line 17: second_judge: "),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_named_with_file_and_line(
+    tmp_path: Path, lines: str, options: list[str], words: str
+) -> None:
+    config = config_of(tmp_path, "http://127.0.0.1:9/v1")
+    with config.open("a") as file:
+        file.write(f"{lines}\n")
+    done = kt(config, *options)
+    assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_config_may_lack_what_options_give(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("metrics: [meteor-no-wordnet]\n")
+    done = kt(tmp_path / "e.yaml", *study(tmp_path))
+    assert (done.returncode, "Missing option '--out' (or the key out in a config)" in done.stderr) == (2, True)
+    assert kt(tmp_path / "e.yaml", *study(tmp_path), "--out", tmp_path / "y").returncode == 0
+    assert kt(tmp_path / "none.yaml").returncode == 1
+
+
+def test_an_experiments_file_gives_its_evaluation(tmp_path: Path) -> None:
+    """As `kt run` would do it: its methods' answers to its test questions, judged by the model of `build`."""
+    study(tmp_path)
+    for name, method in (("kt", "knowtuning"), ("sft", "sft")):
+        (tmp_path / "run/generate").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "run/generate" / method)
+    test = str(tmp_path / "test.json")
+    values: dict[str, Any] = {"out": str(tmp_path / "run"), "model": "base", "data": [test], "test": [test]}
+    values |= {"methods": ["sft", "knowtuning"], "evaluate": {"metrics": ["meteor-no-wordnet", "judge"]}}
+    with scripted_server(tmp_path) as server:
+        values["build"] = {"backend": "openai", "model": "m", "base_url": [server.url], "cache": str(tmp_path / "c.sqlite")}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+        done = kt(tmp_path / "x.yaml", "--limit", 2)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run/evaluate/results.json").read_text())
+    said = results["settings"]
+    assert (said["compare"], said["judge"], said["limit"]) == ("knowtuning", "m", 2)
+    for shipped in ("demo.yaml", "demo-study.yaml"):
+        with pytest.raises(ConfigError, match=f"`kt run {shipped}` does it all"):
+            settings(shipped)
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def wrong(folder: Path) -> list[tuple[list[Any], int, str]]:

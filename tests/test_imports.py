@@ -67,6 +67,7 @@ ORDER = [
     "build",
     "baselines",
     "estimate",
+    "evaluation_estimate",
     "progress",
     "gguf",
     "train_sections",

@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 from chromium import Watched
+from conftest import needs
 from scripted_server import scripted_server
 from test_annotate import CONTRAST, NASTY
-from test_evaluate import PARTS, study
+from test_evaluate import PARTS, settings, study
 from test_evaluate import at as judged_by
 from test_evaluate import kt as evaluate
+from test_metrics import make_encoder
 
 from kt.annotate import start_study, write_run
+from kt.evaluate import evaluate as evaluate_here
 from kt.judge import CRITERIA
 from kt.records import read_jsonl, write_jsonl
 from kt.report import as_markdown, charts_library, write_page
@@ -32,6 +35,8 @@ pytest.importorskip("scipy")
 pytest.importorskip("nltk")
 
 COUNT = 8
+WITH_BERTSCORE = needs("torch", "transformers", "bert_score")
+"""Where its libraries are, BERTScore by a tiny encoder is one of the metrics of the evaluation that the page shows."""
 
 
 def kt(*args: object) -> subprocess.CompletedProcess[str]:
@@ -54,12 +59,16 @@ def three_methods(folder: Path) -> list[object]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation with all parts, by a judge that reads and one that looks at places alone; two people judged too."""
+    """An evaluation with all parts, by a judge that reads and one that looks at places alone; a person judged too."""
     folder = tmp_path_factory.mktemp("evaluated")
-    common = [*three_methods(folder), *PARTS, "--cache", folder / "c", "--out", folder / "y/evaluation"]
+    parts: list[object] = [*PARTS]
+    if not WITH_BERTSCORE.args[0]:
+        encoder = make_encoder(folder / "encoder")
+        parts = ["--metrics", f"{PARTS[1]},bertscore", "--encoder", encoder, "--encoder-layer", 2]
+    common = [*three_methods(folder), *parts, "--cache", folder / "c", "--out", folder / "y/evaluation"]
     with scripted_server(folder / "1") as one, scripted_server(folder / "2", "--judge", "first") as two:
-        done = evaluate(*common, *judged_by(one), "--second-judge", "n", "--second-base-url", two.url)
-        assert done.returncode == 0, done.stderr
+        second = ["--second-judge", "n", "--second-base-url", two.url]
+        evaluate_here(settings("--prompts", "compact", *common, *judged_by(one), *second))  # torch is imported once
     answers = {name: folder / name for name in ("sft", "kt")}
     people = start_study(folder / "y/human", answers, [str(folder / "test.json")], 42, None)
     for task in people.tasks:
@@ -191,21 +200,42 @@ def test_every_number_of_the_page_is_that_of_results_json(evaluated: Path, page_
     assert watched.outside(page_file.as_uri()) == []
 
 
+@WITH_BERTSCORE
+def test_bertscore_stands_in_the_page_as_in_results_json(evaluated: Path, page_file: Path, chromium: Any) -> None:
+    """By name: each method's precision, recall and F1, with their intervals, in the row and the column where they belong."""
+    results = results_of(evaluated)
+    table = opened(chromium, page_file).page.locator("table[data-name='methods-evaluation']")
+    assert table.locator("thead th").all_text_contents()[1:] == list(results["methods"])
+    for figure in ("bertscore-precision", "bertscore-recall", "bertscore-f1"):
+        row = table.locator("tbody tr").filter(has=table.page.get_by_role("cell", name=figure, exact=True))
+        shown = [
+            [float(n) for n in re.findall(r"-?\d+(?:\.\d+)?", text)] for text in row.locator("td.number").all_text_contents()
+        ]
+        assert shown == [numbers(found["metrics"][figure]) for found in results["methods"].values()]
+        assert all(len(set(one)) == 3 for one in shown)
+    scores = [row["bertscore-f1"] for row in read_jsonl(evaluated / "evaluation/metrics/records.jsonl") if row["name"] == "kt"]
+    assert sum(scores) / COUNT == pytest.approx(results["methods"]["kt"]["metrics"]["bertscore-f1"]["mean"], abs=1e-6)
+
+
 def test_charts_show_the_numbers_of_the_results_with_their_intervals(evaluated: Path, page_file: Path, chromium: Any) -> None:
     if not charts_library():
         pytest.skip("not installed: vl-convert-python")
     results = results_of(evaluated)
+    wanted = 7 if WITH_BERTSCORE.args[0] else 8
     page = opened(chromium, page_file).page
-    page.locator("#plots svg").nth(6).wait_for()
+    page.locator("#plots svg").nth(wanted - 1).wait_for()
     charts = {chart["title"]: chart["values"] for chart in read_run(evaluated).charts}
     shown = page.locator("#plots svg").evaluate_all("all => all.map(one => one.textContent)")
-    assert len(shown) == len(charts) == 7
+    assert len(shown) == len(charts) == wanted
     assert all(any(title in text for text in shown) for title in charts)
     for method, found in results["methods"].items():
         [dot] = [v for v in charts["METEOR (evaluation)"] if v["method"] == method]
         assert [dot["value"], dot["low"], dot["high"]] == numbers(found["metrics"]["meteor-no-wordnet"])
         [dot, _] = [v for v in charts["Share of facts that are correct (evaluation)"] if v["method"] == method]
         assert [dot["value"], dot["low"], dot["high"]] == numbers(found["facts"]["correct_share"])
+        for dot in charts.get("BERTScore (evaluation)", []):
+            if dot["method"] == method:
+                assert [dot["value"], dot["low"], dot["high"]] == numbers(found["metrics"][dot["figure"]])
     for judged in results["judges"]:
         bars = charts[f"Judged by {judged['judge']} (evaluation)"]
         assert [bar["share"] for bar in bars] == [

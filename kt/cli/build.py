@@ -61,9 +61,10 @@ def build_data(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **
     """
     settings = read_settings(config, given)
     if dry_run:
+        from kt.cli.estimate import print_estimate
         from kt.estimate import estimate
 
-        _print_estimate(estimate(settings), as_json)
+        print_estimate(estimate(settings), as_json)
         return
     result = _build(settings, quiet)
     if as_json:
@@ -102,9 +103,9 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
     plain |= {key: given[key] for key in ("timeout", "retries", "max_cost")}
     plain |= {key: list(given[key]) or None for key in ("data", "base_url", "aspects")}
     values.update({key: value for key, value in plain.items() if value is not None})
-    _nested(values, "difficulty", mode=given["difficulty"], scorer=given["scorer"], adapter=given["adapter"])
-    _nested(values, "server", max_model_len=given["max_model_len"])
-    _nested(values, "fallback", model=given["fallback_model"], base_url=list(given["fallback_url"]) or None)
+    options.nested(values, "difficulty", mode=given["difficulty"], scorer=given["scorer"], adapter=given["adapter"])
+    options.nested(values, "server", max_model_len=given["max_model_len"])
+    options.nested(values, "fallback", model=given["fallback_model"], base_url=list(given["fallback_url"]) or None)
     if given["fallback"]:
         values["fallback"] = values.get("fallback") or {}
     elif values.get("fallback") and not config:
@@ -115,12 +116,6 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
     return validate(BuildConfig, values, config or "options")
 
 
-def _nested(values: dict[str, Any], section: str, **given: Any) -> None:
-    found = {key: value for key, value in given.items() if value is not None}
-    if found:
-        values[section] = {**(values.get(section) or {}), **found}
-
-
 def _last_line(result: Any, out: str) -> str:
     counters, sets = result.counters, result.sets
     written = f"{sets['ka']} rows for stage I, {sets['kc']} pairs for stage II"
@@ -128,17 +123,3 @@ def _last_line(result: Any, out: str) -> str:
     fallback = f" ({counters.fallback} by the fallback)" if counters.fallback else ""
     calls = f"{counters.sent} calls sent{fallback}{cost}, {counters.hits} answers from the cache"
     return f"read {result.read} items, wrote {written}, rejected {result.rejected}; {calls}; {Path(out) / 'sets'}"
-
-
-def _print_estimate(plan: Any, as_json: bool) -> None:
-    if as_json:
-        options.print_json(dataclasses.asdict(plan))
-        return
-    for step in plan.steps:
-        tokens = f"{step.prompt_tokens:,} + {step.completion_tokens:,} tokens"
-        click.echo(
-            f"{step.name:17} {step.calls:7,} calls, {step.cached:7,} cached, {step.calls - step.cached:7,} to send, {tokens}"
-        )
-    click.echo(f"to send: {plan.to_send:,} calls, about {plan.tokens:,} tokens; {plan.price_line}")
-    click.echo("the first request in full:")
-    options.print_json(plan.first_request)

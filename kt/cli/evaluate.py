@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -15,12 +15,15 @@ METRICS = "meteor,meteor-no-wordnet,bertscore,judge,score,facts"
 
 
 @click.command(short_help="Compare generated answers: METEOR, BERTScore, judges, fact counts.")
+@click.argument("config", required=False, type=click.Path(dir_okay=False))
 @click.option(
     "--answers", multiple=True, metavar="NAME=DIR", help="A method's answers, from kt generate; the first is compared."
 )
 @options.data_option
-@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", required=True, help="A folder for this evaluation.")
-@options.cache_option
+@click.option("--out", type=click.Path(file_okay=False), metavar="DIR", help="A folder for this evaluation.")
+@click.option(
+    "--cache", type=click.Path(dir_okay=False), envvar="KT_CACHE", help="Keeps completions. [default: cache/completions.sqlite]"
+)
 @click.option("--metrics", metavar="LIST", help=f"Of {METRICS}. [default: meteor,bertscore,judge,facts]")
 @click.option("--judge", metavar="NAME|PATH", help="The model that judges, scores and checks facts.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="Who serves the judge. [default: vllm]")
@@ -49,14 +52,16 @@ METRICS = "meteor,meteor-no-wordnet,bertscore,judge,score,facts"
 @click.option("--retries", type=click.IntRange(min=0), metavar="N", help="Repeats after a 5xx. [default: 3]")
 @click.option("--max-cost", type=float, metavar="DOLLARS", help="Stop before this is passed.")
 @click.option("--max-model-len", type=int, metavar="N", help="Context of a server that kt starts.")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked and what it would cost; ask nothing.")
 @options.json_option
 @options.quiet_option
-def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
+def evaluate(config: str | None, dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Compare the answers of several methods to the same test questions.
 
     METEOR and BERTScore against the gold answers; a judge's win, tie and lose by completeness, factuality and logicality, in
     both orders; single scores from 1 to 10; correct and incorrect facts. All numbers go to OUT/results.json, with bootstrap
     intervals, and every verdict with its text to the folders beside it. Every judge's call is kept in the cache.
+    CONFIG is a YAML file with the same keys, or an experiment's; options go before it.
 
     \b
     For example, with a vLLM server on this machine:
@@ -65,9 +70,15 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
           --encoder models/roberta-large --out runs/evaluation
     or without WordNet, an encoder and a judge:
       kt evaluate --answers sft=runs/sft --data test.json --metrics meteor-no-wordnet --out runs/evaluation
+    or from a config, with another judge:
+      kt evaluate configs/evaluate-tiny.yaml --judge m --base-url http://127.0.0.1:8000/v1 --dry-run
+      kt evaluate configs/evaluate-tiny.yaml --judge m --base-url http://127.0.0.1:8000/v1
     """
-    config = read_settings(given)
-    run = _evaluate(config, quiet)
+    settings = read_settings(config, given)
+    if dry_run:
+        _dry_run(settings, as_json)
+        return
+    run = _evaluate(settings, quiet)
     if as_json:
         options.print_json(run.results)
     elif not quiet:
@@ -76,23 +87,39 @@ def evaluate(as_json: bool, quiet: bool, **given: Any) -> None:
         click.echo(_last_line(run))
 
 
-def read_settings(given: dict[str, Any]) -> Any:
-    """Make the evaluation's settings of the options given."""
+def read_settings(config: str | None, given: dict[str, Any]) -> Any:
+    """Make the evaluation's settings of a config file and the options given, which go before it."""
     from kt.config import EvaluateConfig, validate
 
+    values: dict[str, Any] = _of_file(config) if config else {}
     names = ["out", "cache", "rule", "all_pairs", "compare", "encoder", "encoder_layer", "offline", "prompts"]
     names += ["limit", "workers", "seed", "attempts", "timeout", "retries", "max_cost"]
-    values: dict[str, Any] = {name: given[name] for name in names if given[name] is not None}
-    values |= {name: list(given[name]) for name in ("data", "criteria", "evidence") if given[name]}
-    values["answers"] = _answers(given["answers"])
-    if given["metrics"]:
-        values["metrics"] = [name.strip() for name in given["metrics"].split(",")]
-    if given["max_model_len"]:
-        values["server"] = {"max_model_len": given["max_model_len"]}
-    if "data" not in values:
-        raise click.UsageError("Missing option '--data'.")
-    values |= _judges(given)
-    return validate(EvaluateConfig, values, "options")
+    plain = {name: given[name] for name in names}
+    plain |= {name: list(given[name]) or None for name in ("data", "criteria", "evidence")}
+    plain["answers"] = _answers(given["answers"]) or None
+    plain["metrics"] = [name.strip() for name in given["metrics"].split(",")] if given["metrics"] else None
+    values.update({key: value for key, value in plain.items() if value is not None})
+    options.nested(values, "server", max_model_len=given["max_model_len"])
+    for name in ("answers", "data", "out"):
+        if not values.get(name):
+            raise click.UsageError(f"Missing option '--{name}' (or the key {name} in a config).")
+    _put_judges(values, given)
+    return validate(EvaluateConfig, values, config or "options")
+
+
+def _of_file(config: str) -> dict[str, Any]:
+    """Read a config: an evaluation's own, or a whole experiment's, of which it is the last part."""
+    from kt.config import find_shipped, read_yaml
+    from kt.errors import ConfigError
+    from kt.train_config import evaluate_settings, is_experiment, read_experiment
+
+    values = read_yaml(find_shipped("configs", config))
+    if not is_experiment(values):
+        return values
+    experiment = read_experiment(config)
+    if experiment.world is not None:
+        raise ConfigError(f"{config}: its questions and answers are made anew for each seed: `kt run {config}` does it all")
+    return evaluate_settings(experiment)
 
 
 def _answers(given: tuple[str, ...]) -> dict[str, str]:
@@ -104,27 +131,39 @@ def _answers(given: tuple[str, ...]) -> dict[str, str]:
         if name in found:
             raise click.UsageError(f"--answers {name} is given twice; each method has its own name")
         found[name] = place
-    if not found:
-        raise click.UsageError("Missing option '--answers'.")
     return found
 
 
-def _judges(given: dict[str, Any]) -> dict[str, Any]:
-    if not given["judge"]:
+def _put_judges(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Put the options about judges before the config's; a second judge that only an option names is asked as the first is."""
+    if not (values.get("judge") or given["judge"]):
         if given["second_judge"]:
             raise click.UsageError("--second-judge needs a first one: --judge")
-        return {}
-    shared = {"backend": given["backend"], "base_url": list(given["base_url"]) or None, "api_key_env": given["api_key_env"]}
-    first = {**shared, "model": given["judge"], "revision": given["revision"]}
-    judges = {"judge": _said(first)}
-    if given["second_judge"]:
-        own = {"backend": given["second_backend"], "base_url": list(given["second_base_url"]) or None}
-        judges["second_judge"] = {**_said(shared), **_said(own), "model": given["second_judge"]}
-    return judges
+        return
+    asked = {key: given[key] for key in ("backend", "api_key_env", "revision")}
+    options.nested(values, "judge", model=given["judge"], base_url=list(given["base_url"]) or None, **asked)
+    backend = given["second_backend"]
+    if values.get("second_judge"):  # a replay calls no model at all
+        backend = backend or ("replay" if given["backend"] == "replay" else None)
+    elif given["second_judge"]:
+        first = values["judge"] if isinstance(values["judge"], Mapping) else {}
+        values["second_judge"] = {key: first[key] for key in ("backend", "base_url", "api_key_env") if key in first}
+    else:
+        return
+    base_url = list(given["second_base_url"]) or None
+    options.nested(values, "second_judge", model=given["second_judge"], backend=backend, base_url=base_url)
 
 
-def _said(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _dry_run(settings: Any, as_json: bool) -> None:
+    from kt.cli.estimate import print_estimate
+    from kt.evaluation_estimate import estimate_evaluation
+
+    plan = estimate_evaluation(settings)
+    if not as_json:
+        click.echo(f"{plan.items['used']} of {plan.items['read']} items, the answers of {len(settings.answers)} method(s)")
+    answers, sentences = plan.unsplit["answers"], plan.unsplit["sentences"]
+    more = f"and check-fact once for each fact of {answers:,} answers ({sentences:,} sentences): how many, only the split tells"
+    print_estimate(plan, as_json, [more] if answers else [])
 
 
 def _evaluate(config: Any, quiet: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -24,6 +25,14 @@ prompts_option = click.option(
 )
 limit_option = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items.")
 seed_option = click.option("--seed", type=int, metavar="N", help="Seed of every random choice. [default: 42]")
+
+
+def nested(values: dict[str, Any], section: str, **given: Any) -> None:
+    """Let options go before the keys of a config's section; what is no section is left as it is, to be named as wrong."""
+    found = {key: value for key, value in given.items() if value is not None}
+    inner = values.get(section)
+    if found and (inner is None or isinstance(inner, Mapping)):
+        values[section] = {**(inner or {}), **found}
 
 
 def print_json(value: Any) -> None:
