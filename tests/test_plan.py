@@ -61,7 +61,9 @@ def test_a_study_is_planned_by_its_towns() -> None:
 
 def test_a_dry_run_prints_memory_and_time() -> None:
     command = [sys.executable, "-m", "kt", "run", str(ROOT / "configs/dolly-7b.yaml"), "--dry-run"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+    lines = done.stdout.splitlines()
+    assert "not here, so 4,000 items of Dolly's length are assumed" in done.stderr
     assert len(lines) == 10
     assert all("GB of GPU memory" in line for line in lines[:-1])
     needs = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd="/").stdout)

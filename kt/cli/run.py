@@ -74,13 +74,16 @@ def _print_table(results: Any) -> None:
 
 def _print_plan(settings: Any, as_json: bool) -> None:
     from kt.experiment_settings import check_settings
-    from kt.plan import plan
+    from kt.plan import ASSUMED_ITEMS, absent, plan
 
     check_settings(settings, files=False)
     needs = plan(settings)
     if as_json:
         options.print_json([dataclasses.asdict(need) for need in needs])
         return
+    if missing := absent(settings):
+        items = settings.limit or ASSUMED_ITEMS
+        click.echo(f"{', '.join(missing)}: not here, so {items:,} items of Dolly's length are assumed", err=True)
     for need in needs:
         click.echo(
             f"{need.name:26} {need.rows:7,} rows, {need.tokens:12,} tokens, about {need.memory_gb:5.1f} GB of GPU memory,"
