@@ -156,7 +156,7 @@ def test_the_page_shows_the_run_and_asks_for_nothing(run: Path, tmp_path: Path, 
     if charts_library():
         page.wait_for_selector("#plots svg")
         page.locator("#plots svg").nth(5).wait_for()
-        titles = page.locator("#plots svg").evaluate_all("all => all.map(one => one.textContent)")
+        titles = page.locator("#plots > div").evaluate_all("all => all.map(one => one.textContent)")
         for title, shown in {"margin of chosen over rejected": "margin", "won by the chosen answer": "logicality"}.items():
             assert any(title in text and shown in text for text in titles)
     assert watched.complaints == []

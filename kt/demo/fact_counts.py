@@ -88,7 +88,7 @@ def write_answers(root: Path, world: World) -> dict[str, str]:
         answers.append({**item, "answer": mixed_text(_mistaken(town, rng), chosen, rng)})
     write_questions(root / "test.json", golds)
     write_jsonl(root / METHOD / "records.jsonl", answers)
-    (root / "documents.txt").write_text("\n\n".join(documents(world)), encoding="utf-8")
+    write_jsonl(root / "documents.jsonl", ({"text": text} for text in documents(world)))
     return {answer["id"]: answer["answer"] for answer in answers}
 
 
@@ -116,7 +116,7 @@ def _config(root: Path, model: Path, evidence: Evidence) -> EvaluateConfig:
         "cache": str(root / "cache.sqlite"),
         "metrics": ["facts"],
         "judge": {"backend": "llama-cpp", "model": str(model)},
-        "evidence": ["gold"] if evidence == "gold" else [str(root / "documents.txt")],
+        "evidence": ["gold"] if evidence == "gold" else [str(root / "documents.jsonl")],
         "prompts": "compact",
         "offline": True,
         "server": {"max_model_len": 2048},

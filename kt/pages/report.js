@@ -168,12 +168,12 @@ function drawCharts() {
   $("charts").hidden = !data.charts.length && !data.no_charts;
   const ink = "currentColor";
   const axis = { labelColor: ink, titleColor: ink, tickColor: ink, domainColor: ink, gridOpacity: 0.15, gridColor: ink, labelFontSize: 12, titleFontSize: 12 };
-  const config = { axis, title: { color: ink, anchor: "start", fontSize: 14 }, legend: { labelColor: ink, titleColor: ink, orient: "top", labelFontSize: 12 },
+  const config = { axis, legend: { labelColor: ink, titleColor: ink, orient: "top", labelFontSize: 12 },
     view: { stroke: null }, range: { category: ["#d9733f", "#4c86d8", "#4aa36b", "#a06cc9", "#b59a2d"] }, bar: { color: "#4c86d8" }, font: "system-ui, DejaVu Sans, sans-serif" };
-  const plots = data.charts.map((spec) => {
+  const plots = data.charts.map(({ title, ...spec }) => {
     const plot = element("div", { className: "plot" });
-    $("plots").append(element("div", { className: spec.usermeta ? "wide" : "" }, plot));
-    return [plot, { ...spec, config }];
+    $("plots").append(element("div", { className: spec.usermeta ? "wide" : "" }, element("h3", { textContent: title }), plot));
+    return [plot, { ...spec, description: title, config }];
   });
   drawInTurn(plots);
 }
