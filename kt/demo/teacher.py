@@ -45,6 +45,7 @@ class Recipe:
 
 
 _COPYING = ("extract", "rewrite-answer", "rephrase")
+_BESIDE_CHECKS = (*_COPYING, "revise", "judge-pair", "judge-single", "rewrite-question")
 SHIPPED = (
     Recipe(steps=12000, tasks=WRITING),
     Recipe(
@@ -65,6 +66,22 @@ SHIPPED = (
             "check-fact", "extract", "check-fact", "judge-pair", "rewrite-answer", "check-fact", "rephrase", "judge-single",
             "check-fact", "revise", "rewrite-question", "judge-pair",
         ),
+    ),
+    Recipe(
+        steps=1050, seed=7, batch=64, rate=1e-3, warm=200, decay_from=0.65, drill=0, drills=0, narrow=0,
+        checks=4, level=0, tasks=_BESIDE_CHECKS,
+    ),
+    Recipe(
+        steps=5450, seed=21, batch=48, rate=1e-3, warm=200, decay_from=0.65, drill=0, drills=0, narrow=0,
+        checks=4, level=1, tasks=_BESIDE_CHECKS,
+    ),
+    Recipe(
+        steps=100_000, seed=6, batch=32, rate=1.5e-3, warm=200, decay_from=0.6, drill=0, drills=0, narrow=0,
+        checks=4, level=2, tasks=_BESIDE_CHECKS,
+    ),
+    Recipe(
+        steps=100_000, seed=7, batch=32, rate=1.5e-3, warm=200, decay_from=0.45, drill=0, drills=0, narrow=0,
+        checks=4, level=3, tasks=_BESIDE_CHECKS,
     ),
 )  # fmt: skip
 """How the shipped teacher was trained, each recipe from the weights of the one before; docs/teacher.md says where."""
