@@ -73,10 +73,10 @@ def checks(seed: int, level: int) -> Iterator[Lesson]:
         now = level if rng.random() < 0.7 else rng.randint(0, level)
         town = make_entity(fresh_name(rng, reserved=False), rng, reserved=False)
         chosen = _some(town, rng, (1, 3, MOST_FACTS, MOST_FACTS)[now])
-        told, evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)) if now == 3 else 0)
-        abouts = rng.sample(sorted(told), min(len(told), rng.choice((1, MOST_FACTS))))
-        (statement, verdict), *further = (_claim(town, told, about, rng) for about in abouts)
-        values = {"question": broad_question(town.name, rng), "evidence": evidence, "statement": statement}
+        evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)) if now == 3 else 0)
+        abouts = rng.sample(sorted(evidence.told), min(len(evidence.told), rng.choice((1, MOST_FACTS))))
+        (statement, verdict), *further = (_claim(town, evidence, about, rng) for about in abouts)
+        values = {"question": broad_question(town.name, rng), "evidence": evidence.text, "statement": statement}
         yield Lesson("check-fact", values, verdict, tuple(further))
 
 
@@ -127,38 +127,55 @@ def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[s
 
 def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
     """A statement beside a text that holds `chosen`, alone or among passages about this town and others."""
-    told, evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)))
-    statement, verdict = _claim(town, told, rng.choice(sorted(told)), rng)
-    return {"question": broad_question(town.name, rng), "evidence": evidence, "statement": statement}, verdict
+    evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)))
+    statement, verdict = _claim(town, evidence, rng.choice(sorted(evidence.told)), rng)
+    return {"question": broad_question(town.name, rng), "evidence": evidence.text, "statement": statement}, verdict
 
 
-def _evidence(town: Entity, chosen: list[str], rng: random.Random, passages: int) -> tuple[set[str], str]:
-    """Return what a text says of a town, and the text: `chosen` and more passages, half of them about other towns."""
+@dataclass(frozen=True)
+class _Evidence:
+    """A text, the attributes of a town that it tells, and what it tells of the same attributes of other towns."""
+
+    text: str
+    told: set[str]
+    elsewhere: dict[str, list[str]]
+
+
+def _evidence(town: Entity, chosen: list[str], rng: random.Random, passages: int) -> _Evidence:
+    """Make a text of `chosen` and of more passages, half of them about other towns."""
     told, texts = set(chosen), [mixed_text(town, chosen, rng)]
+    elsewhere: dict[str, list[str]] = {}
     for _ in range(passages):
         attributes = rng.sample(list(town.values), rng.randint(2, 4))
         if rng.random() < 0.5:
             told.update(attributes)
             texts.append(mixed_text(town, attributes, rng))
         else:
-            texts.append(mixed_text(make_entity(fresh_name(rng, reserved=False), rng, reserved=False), attributes, rng))
+            other = make_entity(fresh_name(rng, reserved=False), rng, reserved=False)
+            texts.append(mixed_text(other, attributes, rng))
+            for attribute in attributes:
+                elsewhere.setdefault(attribute, []).append(other.values[attribute])
     rng.shuffle(texts)
-    return told, "\n".join(texts)
+    return _Evidence("\n".join(texts), told, elsewhere)
 
 
-def _claim(town: Entity, told: set[str], about: str, rng: random.Random) -> tuple[str, str]:
+def _claim(town: Entity, evidence: _Evidence, about: str, rng: random.Random) -> tuple[str, str]:
     """Return a statement and its verdict: about as many right as wrong ones, some true but in no text, which is incorrect."""
-    untold = [attribute for attribute in town.values if attribute not in told]
+    untold = [attribute for attribute in town.values if attribute not in evidence.told]
     if untold and rng.random() < 0.12:
         about = rng.choice(untold)
-    value = town.values[about] if about not in told or rng.random() < 0.55 else _other_value(town, about, rng)
-    verdict = "correct" if about in told and value == town.values[about] else "incorrect"
+    told, others = about in evidence.told, evidence.elsewhere.get(about, [])
+    value = town.values[about] if rng.random() < (0.55 if told else 0.5) else _other_value(town, about, others, rng)
+    verdict = "correct" if told and value == town.values[about] else "incorrect"
     return say(about, town.name, value), json.dumps({"verdict": verdict})
 
 
-def _other_value(town: Entity, about: str, rng: random.Random) -> str:
-    """Return a wrong value: the one that `revise` makes, the town's name for something else, or any."""
+def _other_value(town: Entity, about: str, elsewhere: Sequence[str], rng: random.Random) -> str:
+    """Return a wrong value: another town's in the same text, the one that `revise` makes, the town's for another thing, any."""
     attribute, true = ATTRIBUTES[about], town.values[about]
+    if elsewhere and rng.random() < 0.6:
+        value = rng.choice(elsewhere)
+        return value if value != true else wrong_value(attribute, true)
     others = [wrong_value(attribute, true), draw_value(attribute, rng, reserved=False, avoid=set())]
     if attribute.values == NAME:
         others.append(town.values[rng.choice([name for name in _NAMED if name != about])])
