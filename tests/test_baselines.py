@@ -148,7 +148,8 @@ def experiment(tiny_llama: Path, tiny_gguf: Path, tmp_path_factory: pytest.TempP
     values: dict[str, Any] = yaml.safe_load((root / "configs" / "tiny.yaml").read_text())
     questions = str(root / "examples" / "lighthouse.json")
     values |= {"out": str(folder / "run"), "model": str(tiny_llama), "data": [questions], "test": [questions]}
-    values["build"] |= {"model": str(tiny_gguf), "cache": str(folder / "cache.sqlite")}
+    # A checker of random weights says the same of every fact unless it writes a reason first: these prompts ask for one.
+    values["build"] |= {"model": str(tiny_gguf), "cache": str(folder / "cache.sqlite"), "prompts": "default"}
     values["generate"] |= {"max_tokens": 48}
     values |= {"methods": ["sft", "rlaif", "facttune"], "rlaif": {"samples": 4}, "facttune": {"samples": 6}}
     path = folder / "experiment.yaml"

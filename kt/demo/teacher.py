@@ -83,6 +83,14 @@ SHIPPED = (
         steps=100_000, seed=7, batch=32, rate=1.5e-3, warm=200, decay_from=0.45, drill=0, drills=0, narrow=0,
         checks=4, level=3, tasks=_BESIDE_CHECKS,
     ),
+    Recipe(
+        steps=100_000, seed=8, batch=32, rate=1.5e-3, warm=200, decay_from=0.35, drill=0, drills=0, narrow=0,
+        checks=4, level=3, tasks=_BESIDE_CHECKS,
+    ),
+    Recipe(
+        steps=100_000, seed=9, batch=32, rate=1.2e-3, warm=200, decay_from=0.25, drill=0, drills=0, narrow=0,
+        checks=4, level=3, tasks=_BESIDE_CHECKS,
+    ),
 )  # fmt: skip
 """How the shipped teacher was trained, each recipe from the weights of the one before; docs/teacher.md says where."""
 
