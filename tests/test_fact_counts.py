@@ -19,8 +19,8 @@ from kt.records import read_jsonl, write_json, write_jsonl
 
 pytest.importorskip("scipy")
 
-STATED_ERROR_RATE = 0.5
-"""Of the shipped teacher, errors for each fact: 0.37 of 108. It quotes what the evidence holds, then says "correct" to all."""
+STATED_ERROR_RATE = 0.15
+"""Of the shipped teacher beside gold answers, errors for each fact: 0.077 of 496, 0.059 of the 51 here (docs/teacher.md)."""
 
 
 def evaluation(folder: Path, town: str, facts: list[str], verdicts: list[str]) -> Path:
