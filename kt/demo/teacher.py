@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,10 @@ class Recipe:
 
 
 _COPYING = ("extract", "rewrite-answer", "rephrase")
-_BESIDE_CHECKS = (*_COPYING, "revise", "judge-pair", "judge-single", "rewrite-question")
+_CHECKING = Recipe(
+    steps=100_000, batch=32, warm=200, drill=0, drills=0, narrow=0, checks=4,
+    tasks=(*_COPYING, "revise", "judge-pair", "judge-single", "rewrite-question"),
+)  # fmt: skip
 SHIPPED = (
     Recipe(steps=12000, tasks=WRITING),
     Recipe(
@@ -67,30 +70,12 @@ SHIPPED = (
             "check-fact", "revise", "rewrite-question", "judge-pair",
         ),
     ),
-    Recipe(
-        steps=1050, seed=7, batch=64, rate=1e-3, warm=200, decay_from=0.65, drill=0, drills=0, narrow=0,
-        checks=4, level=0, tasks=_BESIDE_CHECKS,
-    ),
-    Recipe(
-        steps=5450, seed=21, batch=48, rate=1e-3, warm=200, decay_from=0.65, drill=0, drills=0, narrow=0,
-        checks=4, level=1, tasks=_BESIDE_CHECKS,
-    ),
-    Recipe(
-        steps=100_000, seed=6, batch=32, rate=1.5e-3, warm=200, decay_from=0.6, drill=0, drills=0, narrow=0,
-        checks=4, level=2, tasks=_BESIDE_CHECKS,
-    ),
-    Recipe(
-        steps=100_000, seed=7, batch=32, rate=1.5e-3, warm=200, decay_from=0.45, drill=0, drills=0, narrow=0,
-        checks=4, level=3, tasks=_BESIDE_CHECKS,
-    ),
-    Recipe(
-        steps=100_000, seed=8, batch=32, rate=1.5e-3, warm=200, decay_from=0.35, drill=0, drills=0, narrow=0,
-        checks=4, level=3, tasks=_BESIDE_CHECKS,
-    ),
-    Recipe(
-        steps=100_000, seed=9, batch=32, rate=1.2e-3, warm=200, decay_from=0.25, drill=0, drills=0, narrow=0,
-        checks=4, level=3, tasks=_BESIDE_CHECKS,
-    ),
+    replace(_CHECKING, steps=1050, seed=7, batch=64, rate=1e-3, decay_from=0.65, level=0),
+    replace(_CHECKING, steps=5450, seed=21, batch=48, rate=1e-3, decay_from=0.65, level=1),
+    replace(_CHECKING, seed=6, rate=1.5e-3, decay_from=0.6, level=2),
+    replace(_CHECKING, seed=7, rate=1.5e-3, decay_from=0.45, level=3),
+    replace(_CHECKING, seed=8, rate=1.5e-3, decay_from=0.35, level=3),
+    replace(_CHECKING, seed=9, rate=1.2e-3, decay_from=0.25, level=3),
 )  # fmt: skip
 """How the shipped teacher was trained, each recipe from the weights of the one before; docs/teacher.md says where."""
 
