@@ -155,11 +155,13 @@ def main() -> None:
         command = [kt_command(), "annotate", "--out", str(study(folder, given.items)), "--annotator", "Bo"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
             assert server.stdout is not None
-            url = next(word for line in server.stdout for word in line.split() if word.startswith("http://"))
-            page.goto(url)
-            page.wait_for_selector("#work:not([hidden])")
-            judge(bench, given.rounds)
-            server.terminate()
+            try:
+                url = next(word for line in server.stdout for word in line.split() if word.startswith("http://"))
+                page.goto(url)
+                page.wait_for_selector("#work:not([hidden])")
+                judge(bench, given.rounds)
+            finally:
+                server.terminate()
         size = page_file.stat().st_size
     bare_median = statistics.median(bench.found["a bare button"])
     rows = {

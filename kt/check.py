@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from kt.answers import read_answers
 from kt.config import BuildConfig, EvaluateConfig, find_shipped, read_yaml, validate
 from kt.errors import KtError
-from kt.evaluate import as_writer, judges_of, needed_prompts
+from kt.evaluate import as_writer, evidence_of, judges_of, needed_prompts
+from kt.evaluation_manifest import check_out
 from kt.experiment_settings import build_config, check_settings
 from kt.items import read_items
 from kt.metrics import read_encoder
@@ -65,7 +67,7 @@ def _config(path: str, test: list[str]) -> BuildConfig | EvaluateConfig | Experi
 
 
 def _evaluation(path: str, values: Record) -> EvaluateConfig:
-    """Check an evaluation and what it reads beside its data: prompts, answers, encoder."""
+    """Check an evaluation and what it reads beside its data: prompts, answers, encoder, documents."""
     config = validate(EvaluateConfig, values, path)
     needed_prompts(config)
     for one in judges_of(config):
@@ -74,6 +76,9 @@ def _evaluation(path: str, values: Record) -> EvaluateConfig:
         read_answers(name, place)
     if "bertscore" in config.metrics:
         read_encoder(config.encoder or "", config.encoder_layer)
+    check_out(config)
+    with contextlib.ExitStack() as stack:
+        evidence_of(config, stack)
     return config
 
 

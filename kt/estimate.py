@@ -112,7 +112,7 @@ def _tried(step: Step, record: Record, client: Client) -> int:
 
 def existing_cache(path: str) -> Cache:
     """Open a cache to read, without making one: a dry run of a first run has none."""
-    exists = Path(path).exists()
+    exists = Path(path).exists() and Path(path).stat().st_size > 0
     return Cache(path if exists else ":memory:", read_only=exists)
 
 

@@ -20,6 +20,7 @@ from kt.errors import InputError
 from kt.estimate import Estimate, existing_cache, priced, sentences
 from kt.evaluate import as_writer, comparisons, evidence_of, judges_of, needed_prompts
 from kt.evaluation_manifest import check_out
+from kt.metrics import read_encoder
 from kt.pipeline import Done, Missing
 from kt.prompts import Prompt
 from kt.records import Record
@@ -52,6 +53,8 @@ class Walk:
 def estimate_evaluation(config: EvaluateConfig) -> EvaluationEstimate:
     """Count what an evaluation would ask; what is wrong with its data, answers, prompts or documents is said as ever."""
     check_out(config)
+    if "bertscore" in config.metrics:
+        read_encoder(config.encoder or "", config.encoder_layer)
     prompts, plan = needed_prompts(config), EvaluationEstimate()
     with contextlib.ExitStack() as stack:
         evidence = evidence_of(config, stack)

@@ -192,7 +192,8 @@ def needs_build(config: ExperimentConfig) -> bool:
 
 def needs_scorer(config: ExperimentConfig) -> bool:
     """Say whether the data are chosen by perplexity under the `sft` model of this experiment."""
-    difficulty = config.build.get("difficulty") or {}
+    said = config.build.get("difficulty")
+    difficulty = said if isinstance(said, Mapping) else {}  # what is no section is named where it is validated
     return needs_build(config) and difficulty.get("mode", "ppl") == "ppl" and not difficulty.get("scorer")
 
 
@@ -204,16 +205,17 @@ def evaluate_settings(config: ExperimentConfig) -> dict[str, Any]:
     """
     own = dict(config.evaluate or {})
     metrics = own.get("metrics", EvaluateConfig.model_fields["metrics"].get_default())
-    if len(config.methods) == 1:
-        metrics = [name for name in metrics if name != "judge"] or metrics
-    asked = {"judge", "score", "facts"} & set(metrics)
+    named = [name for name in metrics if isinstance(name, str)] if isinstance(metrics, list) else []
+    if len(config.methods) == 1 and named == metrics:
+        metrics = [name for name in named if name != "judge"] or metrics
+    asked = {"judge", "score", "facts"} & set(named)
     judge = {key: config.build[key] for key in JudgeConfig.model_fields if key in config.build}
     kept = {*BuildConfig.model_fields} & {*EvaluateConfig.model_fields} - {"data", "out", "limit", "seed"}
     return {
         "seed": config.seed,
         **{key: config.build[key] for key in kept if key in config.build},
         **({"judge": judge} if asked else {}),
-        **({"compare": "knowtuning"} if "judge" in metrics and "knowtuning" in config.methods else {}),
+        **({"compare": "knowtuning"} if "judge" in named and "knowtuning" in config.methods else {}),
         **own,
         "metrics": metrics,
         "data": config.test,

@@ -247,7 +247,8 @@ def test_a_config_may_lack_what_options_give(tmp_path: Path) -> None:
     done = kt(tmp_path / "e.yaml", *study(tmp_path))
     assert (done.returncode, "Missing option '--out' (or the key out in a config)" in done.stderr) == (2, True)
     assert kt(tmp_path / "e.yaml", *study(tmp_path), "--out", tmp_path / "y").returncode == 0
-    assert kt(tmp_path / "none.yaml").returncode == 1
+    gone = kt(tmp_path / "none.yaml")
+    assert (gone.returncode, "none.yaml: " in gone.stderr) == (1, True)
 
 
 def test_an_experiments_file_gives_its_evaluation(tmp_path: Path) -> None:
@@ -270,6 +271,36 @@ def test_an_experiments_file_gives_its_evaluation(tmp_path: Path) -> None:
     for shipped in ("demo.yaml", "demo-study.yaml"):
         with pytest.raises(ConfigError, match=f"`kt run {shipped}` does it all"):
             settings(shipped)
+    values["evaluate"] = {"metrics": ["meteor-no-wordnet"]}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    plain = settings(tmp_path / "x.yaml")
+    assert (plain.judge, plain.compare) == (None, None)
+    judged = settings(tmp_path / "x.yaml", "--metrics", "judge")
+    assert judged.judge is not None
+    assert (judged.judge.model, judged.compare) == ("m", "knowtuning")
+
+
+@pytest.mark.parametrize("metrics", [5, None, "judge", [["a"]], ["rouge"]])
+def test_metrics_of_an_experiment_that_are_none_are_named(tmp_path: Path, metrics: Any) -> None:
+    values = {"out": str(tmp_path / "run"), "model": "base", "data": ["d.json"], "test": ["t.json"], "methods": ["sft"]}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**values, "evaluate": {"metrics": metrics}}))
+    with pytest.raises(ConfigError, match="metrics"):
+        settings(tmp_path / "x.yaml")
+
+
+def test_another_judge_has_neither_revision_nor_address_of_the_configs(tmp_path: Path) -> None:
+    judge = {"backend": "openai", "model": "m", "revision": "1", "base_url": ["http://127.0.0.1:9/v1"]}
+    values = {"answers": {"sft": "a", "kt": "b"}, "data": ["d.json"], "out": "o", "metrics": ["judge"], "judge": judge}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(values))
+
+    def judge_of(*options: str) -> tuple[Any, ...]:
+        found = settings(tmp_path / "e.yaml", *options).judge
+        assert found is not None
+        return found.model, found.revision, found.base_url
+
+    assert judge_of("--judge", "m") == ("m", "1", judge["base_url"])
+    assert judge_of("--judge", "n") == ("n", "", judge["base_url"])
+    assert not any(judge_of("--judge", "n.gguf", "--backend", "llama-cpp")[1:])
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

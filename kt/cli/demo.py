@@ -61,6 +61,7 @@ def questions(out: str, size: int, seed: int) -> None:
 
 @demo.command("train-teacher")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="The folder to write; OUT.gguf stands beside it.")
+@click.option("--part", type=click.IntRange(min=1), metavar="N", help="The N-th recipe of the shipped teacher, not the first.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End the schedule at this time if steps have not.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the schedule, if not those of the recipe.")
 @click.option("--seed", type=int, help="Another seed than the recipe's.")
@@ -70,6 +71,7 @@ def questions(out: str, size: int, seed: int) -> None:
 @options.quiet_option
 def train(
     out: str,
+    part: int | None,
     minutes: float | None,
     steps: int | None,
     seed: int | None,
@@ -83,14 +85,17 @@ def train(
     \b
     For example:
       kt demo train-teacher --out runs/teacher --minutes 60
+      kt demo train-teacher --out runs/checks --start runs/teacher --part 6 --minutes 8
     """
     import dataclasses
 
-    from kt.demo.teacher import Recipe, train_teacher
+    from kt.demo.teacher import SHIPPED, Recipe, train_teacher
     from kt.gguf import write_gguf
 
-    given: dict[str, Any] = {"steps": steps, "seed": seed}
-    recipe = dataclasses.replace(Recipe(), **{name: value for name, value in given.items() if value is not None})
+    if part and part > len(SHIPPED):
+        raise click.UsageError(f"--part {part}: the shipped teacher has {len(SHIPPED)} parts")
+    given: dict[str, Any] = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+    recipe = dataclasses.replace(SHIPPED[part - 1] if part else Recipe(), **given)
     watch = None if quiet else _every(10.0)
     folder = train_teacher(out, recipe, minutes=minutes, threads=threads, compiled=compiled, watch=watch, start=start)
     target = folder.with_name(folder.name + ".gguf")

@@ -91,13 +91,14 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
     """Make the evaluation's settings of a config file and the options given, which go before it."""
     from kt.config import EvaluateConfig, validate
 
-    values: dict[str, Any] = _of_file(config) if config else {}
+    metrics = [name.strip() for name in given["metrics"].split(",")] if given["metrics"] else None
+    values: dict[str, Any] = _of_file(config, metrics) if config else {}
     names = ["out", "cache", "rule", "all_pairs", "compare", "encoder", "encoder_layer", "offline", "prompts"]
     names += ["limit", "workers", "seed", "attempts", "timeout", "retries", "max_cost"]
     plain = {name: given[name] for name in names}
     plain |= {name: list(given[name]) or None for name in ("data", "criteria", "evidence")}
     plain["answers"] = _answers(given["answers"]) or None
-    plain["metrics"] = [name.strip() for name in given["metrics"].split(",")] if given["metrics"] else None
+    plain["metrics"] = metrics
     values.update({key: value for key, value in plain.items() if value is not None})
     options.nested(values, "server", max_model_len=given["max_model_len"])
     for name in ("answers", "data", "out"):
@@ -107,8 +108,11 @@ def read_settings(config: str | None, given: dict[str, Any]) -> Any:
     return validate(EvaluateConfig, values, config or "options")
 
 
-def _of_file(config: str) -> dict[str, Any]:
-    """Read a config: an evaluation's own, or a whole experiment's, of which it is the last part."""
+def _of_file(config: str, metrics: list[str] | None) -> dict[str, Any]:
+    """Read a config: an evaluation's own, or a whole experiment's, of which it is the last part.
+
+    Whether an experiment's evaluation needs a judge, and whom it compares, depends on the metrics: an option goes before them.
+    """
     from kt.config import find_shipped, read_yaml
     from kt.errors import ConfigError
     from kt.train_config import evaluate_settings, is_experiment, read_experiment
@@ -119,7 +123,8 @@ def _of_file(config: str) -> dict[str, Any]:
     experiment = read_experiment(config)
     if experiment.world is not None:
         raise ConfigError(f"{config}: its questions and answers are made anew for each seed: `kt run {config}` does it all")
-    return evaluate_settings(experiment)
+    own = {**(experiment.evaluate or {}), **({"metrics": metrics} if metrics else {})}
+    return evaluate_settings(experiment.model_copy(update={"evaluate": own}))
 
 
 def _answers(given: tuple[str, ...]) -> dict[str, str]:
@@ -140,8 +145,8 @@ def _put_judges(values: dict[str, Any], given: dict[str, Any]) -> None:
         if given["second_judge"]:
             raise click.UsageError("--second-judge needs a first one: --judge")
         return
-    asked = {key: given[key] for key in ("backend", "api_key_env", "revision")}
-    options.nested(values, "judge", model=given["judge"], base_url=list(given["base_url"]) or None, **asked)
+    asked = {key: given[key] for key in ("backend", "base_url", "api_key_env", "revision")}
+    _put_judge(values, "judge", model=given["judge"], **asked)
     backend = given["second_backend"]
     if values.get("second_judge"):  # a replay calls no model at all
         backend = backend or ("replay" if given["backend"] == "replay" else None)
@@ -150,8 +155,19 @@ def _put_judges(values: dict[str, Any], given: dict[str, Any]) -> None:
         values["second_judge"] = {key: first[key] for key in ("backend", "base_url", "api_key_env") if key in first}
     else:
         return
-    base_url = list(given["second_base_url"]) or None
-    options.nested(values, "second_judge", model=given["second_judge"], backend=backend, base_url=base_url)
+    _put_judge(values, "second_judge", model=given["second_judge"], backend=backend, base_url=given["second_base_url"])
+
+
+def _put_judge(
+    values: dict[str, Any], name: str, *, model: str | None, backend: str | None, base_url: Any, **more: Any
+) -> None:
+    """Put options before a judge's section; of another model its revision says nothing, of another backend its address."""
+    section = values.get(name)
+    if isinstance(section, Mapping):
+        gone = {"revision"} if model not in (None, section.get("model")) else set()
+        gone |= {"base_url"} if backend not in (None, section.get("backend")) else set()
+        values[name] = {key: value for key, value in section.items() if key not in gone}
+    options.nested(values, name, model=model, backend=backend, base_url=list(base_url) or None, **more)
 
 
 def _dry_run(settings: Any, as_json: bool) -> None:
