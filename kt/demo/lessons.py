@@ -19,6 +19,7 @@ MOST_FACTS = 7
 CRITERIA = ("completeness", "logicality")
 """What the teacher judges answers by. Whether a fact is right it can only tell from evidence: it knows no town."""
 
+_MORE_PASSAGES = (0, 0, 1, 2, 3, 4)
 _NAMED = [attribute.name for attribute in ATTRIBUTES.values() if attribute.values == NAME]
 
 
@@ -73,7 +74,7 @@ def checks(seed: int, level: int) -> Iterator[Lesson]:
         now = level if rng.random() < 0.7 else rng.randint(0, level)
         town = make_entity(fresh_name(rng, reserved=False), rng, reserved=False)
         chosen = _some(town, rng, (1, 3, MOST_FACTS, MOST_FACTS)[now])
-        evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)) if now == 3 else 0)
+        evidence = _evidence(town, chosen, rng, passages=rng.choice(_MORE_PASSAGES) if now == 3 else 0)
         abouts = rng.sample(sorted(evidence.told), min(len(evidence.told), rng.choice((1, MOST_FACTS))))
         (statement, verdict), *further = (_claim(town, evidence, about, rng) for about in abouts)
         values = {"question": broad_question(town.name, rng), "evidence": evidence.text, "statement": statement}
@@ -127,7 +128,7 @@ def _revise(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[s
 
 def _check_fact(town: Entity, chosen: list[str], rng: random.Random) -> tuple[dict[str, Any], str]:
     """A statement beside a text that holds `chosen`, alone or among passages about this town and others."""
-    evidence = _evidence(town, chosen, rng, passages=rng.choice((0, 0, 1, 2, 3, 4)))
+    evidence = _evidence(town, chosen, rng, passages=rng.choice(_MORE_PASSAGES))
     statement, verdict = _claim(town, evidence, rng.choice(sorted(evidence.told)), rng)
     return {"question": broad_question(town.name, rng), "evidence": evidence.text, "statement": statement}, verdict
 
